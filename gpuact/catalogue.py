@@ -1,0 +1,202 @@
+"""One frozen record per function: tests, benchmarks, the command line and PyTorch enumerate it.
+
+A record says in words what a function is, and in names what runs: which formula, which arrays it
+reads, which parameters it takes. The formulas themselves are spelled three times, on purpose:
+`reference.py` (NumPy), `kernels/cupy/formulas.cuh` (CUDA C++) and `kernels/triton/formulas.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kernel: the formula's name, the arrays it reads, the parameters it takes, in order."""
+
+    formula: str
+    reads: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a function is (in words) and what it runs (in names)."""
+
+    name: str
+    kind: Literal["elementwise", "rows", "loss"]
+    formula: str
+    derivative: str
+    range: str
+    kink: str  # the derivative chosen where there is none, or "smooth"
+    uses: str
+    limitations: str
+    forward: Pass
+    backward: Pass
+    slope: Pass | None = None  # f'(x) from x; elementwise functions only
+    defaults: Mapping[str, float | None] = field(default_factory=lambda: MappingProxyType({}))
+    sums: Mapping[str, Pass] = field(default_factory=lambda: MappingProxyType({}))
+    integers: Literal["float32", "kept", "refused"] = "float32"
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """What backward keeps of forward: its arrays but the incoming gradient."""
+        return tuple(name for name in self.backward.reads if name not in ("dy", "dloss"))
+
+    def __str__(self) -> str:
+        lines = {
+            "formula": self.formula,
+            "derivative": self.derivative,
+            "range": self.range,
+            "at the kink": self.kink,
+            "backward reads": ", ".join(self.backward.reads + self.backward.parameters),
+            "uses": self.uses,
+            "limitations": self.limitations,
+        }
+        return "\n".join([self.name, *(f"  {key}: {text}" for key, text in lines.items())])
+
+
+FUNCTIONS: Mapping[str, Function] = MappingProxyType(
+    {
+        f.name: f
+        for f in (
+            Function(
+                name="linear",
+                kind="elementwise",
+                formula="y = scale·x + bias",
+                derivative="scale",
+                range="(−inf, inf)",
+                kink="smooth",
+                uses="output layer of a regression, where any real number may be the answer",
+                limitations="the derivative carries no information of x, and a stack of linear "
+                "layers is one linear layer: nothing nonlinear can be learned",
+                forward=Pass("linear", ("x",), ("scale", "bias")),
+                backward=Pass("linear_backward", ("dy",), ("scale",)),
+                slope=Pass("linear_derivative", ("x",), ("scale",)),
+                defaults=MappingProxyType({"scale": 1.0, "bias": 0.0}),
+                sums=MappingProxyType(
+                    {
+                        "scale": Pass("linear_dscale", ("dy", "x")),
+                        "bias": Pass("linear_dbias", ("dy",)),
+                    }
+                ),
+            ),
+            Function(
+                name="sigmoid",
+                kind="elementwise",
+                formula="y = 1 / (1 + e^−x)",
+                derivative="y (1 − y)",
+                range="(0, 1)",
+                kink="smooth",
+                uses="output of a binary classifier, where the answer is a probability; gates",
+                limitations="saturates on both sides and its derivative is at most 1/4, so "
+                "gradients vanish in depth; outputs are not centred on zero; needs an exponential",
+                forward=Pass("sigmoid", ("x",)),
+                backward=Pass("sigmoid_backward", ("dy", "y")),
+                slope=Pass("sigmoid_derivative", ("x",)),
+            ),
+            Function(
+                name="tanh",
+                kind="elementwise",
+                formula="y = (e^x − e^−x) / (e^x + e^−x)",
+                derivative="1 − y²",
+                range="(−1, 1)",
+                kink="smooth",
+                uses="hidden layers of small and recurrent networks: outputs are centred on zero",
+                limitations="saturates on both sides, so gradients vanish in depth, if later than "
+                "the sigmoid's; needs an exponential",
+                forward=Pass("tanh", ("x",)),
+                backward=Pass("tanh_backward", ("dy", "y")),
+                slope=Pass("tanh_derivative", ("x",)),
+            ),
+            Function(
+                name="relu",
+                kind="elementwise",
+                formula="y = max(0, x)",
+                derivative="1 if x > 0 else 0",
+                range="[0, inf)",
+                kink="0 at x = 0",
+                uses="hidden layers, the usual first choice: cheap, sparse, no saturation for x>0",
+                limitations="a unit that is negative on every input has gradient 0 and stays dead; "
+                "outputs are not centred on zero",
+                forward=Pass("relu", ("x",)),
+                backward=Pass("relu_backward", ("dy", "y")),
+                slope=Pass("relu_derivative", ("x",)),
+                integers="kept",
+            ),
+            Function(
+                name="leaky_relu",
+                kind="elementwise",
+                formula="y = x if x > 0 else negative_slope·x",
+                derivative="1 if x > 0 else negative_slope",
+                range="(−inf, inf)",
+                kink="negative_slope at x = 0",
+                uses="hidden layers where units die under ReLU: a small slope keeps them learning",
+                limitations="the slope is fixed by hand; its gain over ReLU is not consistent",
+                forward=Pass("leaky_relu", ("x",), ("negative_slope",)),
+                backward=Pass("leaky_relu_backward", ("dy", "x"), ("negative_slope",)),
+                slope=Pass("leaky_relu_derivative", ("x",), ("negative_slope",)),
+                defaults=MappingProxyType({"negative_slope": 0.01}),
+                integers="refused",
+            ),
+            Function(
+                name="prelu",
+                kind="elementwise",
+                formula="y = x if x > 0 else weight·x, weight learned",
+                derivative="1 if x > 0 else weight; by weight: x if x ≤ 0 else 0",
+                range="(−inf, inf)",
+                kink="weight at x = 0",
+                uses="hidden layers whose slope is to be learned, one for all or one a channel",
+                limitations="more parameters to learn and to overfit with; max(weight·x, x) is the "
+                "same function only for weight ≤ 1",
+                forward=Pass("leaky_relu", ("x",), ("weight",)),
+                backward=Pass("leaky_relu_backward", ("dy", "x"), ("weight",)),
+                slope=Pass("leaky_relu_derivative", ("x",), ("weight",)),
+                defaults=MappingProxyType({"weight": None}),
+                sums=MappingProxyType({"weight": Pass("prelu_dweight", ("dy", "x"))}),
+                integers="refused",
+            ),
+            Function(
+                name="softmax",
+                kind="rows",
+                formula="s_i = e^x_i / Σ_k e^x_k",
+                derivative="∂s_i/∂x_j = s_i (δ_ij − s_j): the Jacobian diag(s) − s sᵀ",
+                range="(0, 1)",
+                kink="smooth",
+                uses="output layer of a classifier over exclusive classes; attention weights",
+                limitations="every output depends on every input; saturates when one input leads",
+                forward=Pass("softmax", ("x",)),
+                backward=Pass("softmax_backward", ("dy", "y")),
+            ),
+            Function(
+                name="log_softmax",
+                kind="rows",
+                formula="y_i = x_i − log Σ_k e^x_k",
+                derivative="∂y_i/∂x_j = δ_ij − e^y_j",
+                range="(−inf, 0]",
+                kink="smooth",
+                uses="log-probabilities: losses and sampling, where log(softmax(x)) would underflow",
+                limitations="every output depends on every input",
+                forward=Pass("log_softmax", ("x",)),
+                backward=Pass("log_softmax_backward", ("dy", "y")),
+            ),
+            Function(
+                name="cross_entropy",
+                kind="loss",
+                formula="loss = −Σ_k w_k Y_k log S_k, S = softmax(logits)",
+                derivative="dZ = S Σ_k w_k Y_k − w ⊙ Y; S − Y in the plain case",
+                range="[0, inf)",
+                kink="smooth",
+                uses="training a classifier: the softmax and its loss in one, exact where the "
+                "Jacobian route overflows",
+                limitations="one confidently wrong label costs without bound; classes that are not "
+                "exclusive need a sigmoid each",
+                forward=Pass("cross_entropy", ("logits", "target")),
+                backward=Pass("cross_entropy_backward", ("dloss", "logits", "target", "lse")),
+            ),
+        )
+    }
+)
