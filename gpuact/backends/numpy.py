@@ -1,0 +1,292 @@
+"""Runs the reference on the CPU, in blocks that stay in the cache, on a few threads.
+
+An expression over whole arrays goes to memory once per operation and asks the system for every
+temporary anew; page faults then cost more than the arithmetic. Here `np.nditer` hands out pieces of
+64 KiB (cast to the precision of the computation, whatever the strides), the reference computes on
+them, and large arrays are shared among threads, for ufuncs release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import reference
+
+Array = npt.NDArray[Any]
+Empty = Callable[[tuple[int, ...], str], Array]
+
+BLOCK = 1 << 14  # elements: 64 KiB of float32; several such temporaries share one core's L2
+PARALLEL = 1 << 17  # elements from which handing work to threads (about 50 µs) pays
+WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+SPANS = 4 * WORKERS  # pieces of a large array: more than threads, so that none waits for long
+
+
+def why_not() -> None:
+    """NumPy is a hard dependency: it always runs."""
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float32 for half types (ml_dtypes.bfloat16 is none of NumPy's own kinds), else itself."""
+    half = dtype.kind == "V" or dtype == np.float16
+    return np.dtype(np.float32) if half or dtype.name == "bfloat16" else dtype
+
+
+@cache
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """One pool a process: threads do not survive a fork."""
+    return ThreadPoolExecutor(WORKERS, thread_name_prefix="gpuact")
+
+
+def _quietly(work: Callable[[Any], None], piece: Any) -> None:
+    with np.errstate(all="ignore"):  # NaN and infinity are values here, not accidents
+        work(piece)
+
+
+def _share(work: Callable[[Any], None], pieces: Iterable[Any], size: int) -> None:
+    """Do all pieces: on threads where the arrays are large."""
+    if size < PARALLEL or WORKERS == 1:
+        for piece in pieces:
+            _quietly(work, piece)
+    else:
+        for _ in _pool(os.getpid()).map(partial(_quietly, work), pieces):
+            pass
+
+
+def _spans(n: int, count: int) -> list[tuple[int, int]]:
+    """range(n) in at most `count` pieces of nearly equal length."""
+    edges = np.linspace(0, n, min(n, count) + 1).astype(int).tolist()
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def elementwise(
+    formula: str,
+    arrays: Sequence[Array],
+    params: Sequence[Array | float],
+    out: Array,
+    empty: Empty,
+) -> None:
+    compute = compute_dtype(out.dtype)
+    function = getattr(reference, formula)
+    operands = [*arrays, *(p for p in params if isinstance(p, np.ndarray))]
+    scalars = [None if isinstance(p, np.ndarray) else compute.type(p) for p in params]
+    pieces = np.nditer(
+        [*operands, out],
+        flags=["external_loop", "buffered", "ranged", "delay_bufalloc", "zerosize_ok"],
+        op_flags=[["readonly"]] * len(operands) + [["writeonly"]],  # type: ignore[list-item]
+        op_dtypes=[compute] * (len(operands) + 1),
+        casting="unsafe",
+        buffersize=BLOCK,
+    )
+
+    def work(span: tuple[int, int]) -> None:
+        mine = pieces.copy()
+        mine.iterrange = span
+        for *values, y in mine:  # type: ignore[misc]
+            blocks = iter(values[len(arrays) :])
+            chosen = (next(blocks) if s is None else s for s in scalars)
+            y[...] = function(*values[: len(arrays)], *chosen)
+
+    _share(work, _spans(out.size, SPANS if out.size >= PARALLEL else 1), out.size)
+
+
+def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
+    function = getattr(reference, formula)
+    compute = compute_dtype(arrays[0].dtype)
+    shape = arrays[0].shape
+    if not arrays[0].size:
+        out[...] = 0
+        return
+    summed = tuple(axis for axis, n in enumerate(out.shape) if n == 1)
+    cut = int(np.argmax(shape)) if shape else 0  # slabs along the longest axis
+    slabs = _slabs(shape, cut)
+    partials: list[Array] = [np.zeros(())] * len(slabs)
+
+    def work(k: int) -> None:
+        terms = function(*(a[slabs[k]].astype(compute, copy=False) for a in arrays))
+        # float64 makes the sum exact to the last bits of float32 in whatever order
+        partials[k] = terms.sum(summed, dtype=np.float64, keepdims=True)
+
+    _share(work, range(len(slabs)), arrays[0].size)
+    if cut in summed or not shape:
+        out[...] = np.sum(partials, axis=0)
+    else:
+        for slab, part in zip(slabs, partials, strict=True):
+            out[slab] = part
+
+
+def _slabs(shape: tuple[int, ...], cut: int) -> list[tuple[slice, ...]]:
+    if not shape:
+        return [()]
+    thick = max(1, BLOCK * shape[cut] // int(np.prod(shape)))
+    before = (slice(None),) * cut
+    return [(*before, slice(i, i + thick)) for i in range(0, shape[cut], thick)]
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def _blocks(outer: int, n: int, inner: int) -> list[tuple[slice, slice]]:
+    """Pieces of (outer, inner) whose rows, n long, fill one block."""
+    wide = min(inner, max(1, BLOCK // n))
+    tall = max(1, BLOCK // (n * wide))
+    corners = product(range(0, outer, tall), range(0, inner, wide))
+    return [(slice(o, o + tall), slice(i, i + wide)) for o, i in corners]
+
+
+def _rows_of(a: Array, block: tuple[slice, slice], dtype: np.dtype[Any]) -> Array:
+    """One block of an (outer, n, inner) array as contiguous rows (…, n)."""
+    return np.ascontiguousarray(a[block[0], :, block[1]].swapaxes(1, 2), dtype)
+
+
+def rows(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
+    outer, n, inner = out.shape
+    compute = compute_dtype(out.dtype)
+    if n > LONG_ROW:
+        for o, i in product(range(outer), range(inner)):
+            _long_row(formula, [a[o, :, i] for a in arrays], out[o, :, i], compute)
+        return
+    function = getattr(reference, formula)
+
+    def work(block: tuple[slice, slice]) -> None:
+        result = function(*(_rows_of(a, block, compute) for a in arrays))
+        out[block[0], :, block[1]] = result.swapaxes(1, 2)
+
+    _share(work, _blocks(outer, n, inner), out.size)
+
+
+LONG_ROW = 1 << 18  # elements: beyond it a row is itself cut, so that no temporary has its size
+
+
+def _long_row(formula: str, arrays: Sequence[Array], out: Array, compute: np.dtype[Any]) -> None:
+    """One row in chunks: each gives its statistics, all are merged, each is then finished."""
+    statistics, merge, finish = reference.CHUNKED[formula]
+    chunks = [slice(i, i + BLOCK) for i in range(0, out.size, BLOCK)]
+    partials: list[Any] = [None] * len(chunks)
+
+    def chunk(k: int) -> list[Array]:
+        return [a[chunks[k]].astype(compute, copy=False) for a in arrays]
+
+    def measure(k: int) -> None:
+        partials[k] = statistics(*chunk(k))
+
+    def write(k: int) -> None:
+        out[chunks[k]] = finish(*chunk(k), *merged)
+
+    _share(measure, range(len(chunks)), out.size)
+    with np.errstate(all="ignore"):
+        merged = merge(*(np.array(column) for column in zip(*partials, strict=True)))
+    _share(write, range(len(chunks)), out.size)
+
+
+# -- cross-entropy --------------------------------------------------------------------------------
+
+
+def _target_of(target: Array, block: tuple[slice, slice], dtype: np.dtype[Any]) -> Array:
+    """The block's classes (rows,), or its probabilities (rows, classes)."""
+    if target.ndim == 2:
+        return target[block].ravel()
+    probabilities = _rows_of(target, block, dtype)
+    return probabilities.reshape(-1, probabilities.shape[-1])
+
+
+def _cross_entropy(
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    *,
+    loss: Array | None = None,
+    lse: Array | None = None,
+    dlogits: Array | None = None,
+    scale: Array | None = None,
+) -> None:
+    """Forward where `loss` is given, backward where `dlogits` is, both where both are."""
+    outer, classes, inner = logits.shape
+    compute = compute_dtype(logits.dtype)
+    weights = None if weight is None else weight.astype(compute, copy=False)
+
+    def work(block: tuple[slice, slice]) -> None:
+        z = _rows_of(logits, block, compute)
+        shape = z.shape
+        z = z.reshape(-1, classes)
+        t = _target_of(target, block, compute)
+        if loss is None:
+            assert lse is not None  # backward reads what forward wrote
+            log_sum = lse[block].ravel()
+        else:
+            value, log_sum = reference.cross_entropy(z, t, weights, ignore_index, label_smoothing)
+            loss[block] = value.reshape(shape[:2])
+            if lse is not None:
+                lse[block] = log_sum.reshape(shape[:2])
+        if dlogits is not None and scale is not None:
+            unit, ignored = reference.cross_entropy_backward(
+                z, t, weights, log_sum, ignore_index, label_smoothing
+            )
+            # an ignored row stays 0 whatever its scale: a mean over nothing is 0/0
+            dz = np.where(ignored[:, None], 0, scale[block].reshape(-1, 1) * unit)
+            dlogits[block[0], :, block[1]] = dz.reshape(shape).swapaxes(1, 2)
+
+    _share(work, _blocks(outer, classes, inner), logits.size)
+
+
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    loss: Array,
+    lse: Array,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    empty: Empty,
+) -> None:
+    options = (logits, target, weight, ignore_index, label_smoothing)
+    _cross_entropy(*options, loss=loss, lse=lse)
+
+
+def cross_entropy_backward(
+    scale: Array,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    lse: Array,
+    dlogits: Array,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    empty: Empty,
+) -> None:
+    options = (logits, target, weight, ignore_index, label_smoothing)
+    _cross_entropy(*options, lse=lse, dlogits=dlogits, scale=scale)
+
+
+def cross_entropy_with_grad(
+    scale: Array,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    loss: Array,
+    dlogits: Array,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    empty: Empty,
+) -> None:
+    options = (logits, target, weight, ignore_index, label_smoothing)
+    _cross_entropy(*options, loss=loss, dlogits=dlogits, scale=scale)
+
+
+def target_weight(
+    target: Array, weight: Array | None, out: Array, *, classes: int, ignore_index: int
+) -> None:
+    counted = (target != ignore_index) & (target >= 0) & (target < classes)
+    out[...] = counted if weight is None else np.where(counted, weight[target * counted], 0)
