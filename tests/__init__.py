@@ -1,0 +1,1 @@
+"""Tests, and what they stand on: the PTX interpreter, the truth, the bounds."""
