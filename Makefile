@@ -1,0 +1,92 @@
+# `make test` and `make bench` set themselves up: they look at the machine, install into .venv what
+# is missing, pinned by constraints/, and run. Nothing is installed twice.
+#
+#   PYTHON=python3.12    the Python (3.11 or later) that .venv is made of
+#   SET=cpu              cpu, cuda12 or cuda13 instead of what the NVIDIA driver asks for
+#   TORCH_INDEX=URL      where torch's wheels come from, to pick its CPU build
+#   ARGS="-k softmax"    handed on to pytest or to the benchmark
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null \
+	| sed -n '1s/^\([0-9][0-9]*\)\..*/\1/p')
+WHY := $(if $(SET),SET=$(SET) was given,found $(if $(DRIVER),NVIDIA driver $(DRIVER),no NVIDIA driver))
+ifndef SET
+SET := $(if $(DRIVER),$(if $(shell test $(DRIVER) -ge 580 && echo new),cuda13,cuda12),cpu)
+endif
+
+# What each command needs: extras and dependency groups of pyproject.toml.
+ACCELERATED_cpu := torch compilers
+ACCELERATED_cuda12 := torch cuda12
+ACCELERATED_cuda13 := torch cuda13
+NEEDS_test := test bench $(ACCELERATED_$(SET))
+NEEDS_bench := bench $(if $(filter cpu,$(SET)),,$(ACCELERATED_$(SET)))
+
+# A stamp stands for an installed set; its name changes with the versions that it stands for.
+CONSTRAINTS := constraints/$(SET).txt
+KEY := $(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d' ' -f1)
+TEST := $(VENV)/.$(SET)-test-$(KEY)
+BENCH := $(VENV)/.$(SET)-bench-$(KEY)
+
+PIP := $(PY) -m pip --quiet --disable-pip-version-check install --constraint $(CONSTRAINTS)
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8
+INTERPRET := TRITON_INTERPRET=1 $(PYTEST)
+MAYBE_NONE := || test $$? -eq 5  # pytest's word for "no test selected"
+
+define LINT
+$(PY) -m ruff check
+$(PY) -m ruff format --check
+$(PY) -m mypy --strict gpuact
+endef
+
+.PHONY: help test test-slow test-gpu lint bench clean
+.DELETE_ON_ERROR:
+
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+test: say-test $(TEST)  ## the tests (all but the slow ones), Triton's interpreter, then lint
+	$(PYTEST) $(ARGS)
+	$(INTERPRET) -m "interpreter and not slow" $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
+	$(LINT)
+
+test-slow: say-test $(TEST)  ## the tests that are too slow for make test
+	$(INTERPRET) -m "interpreter and slow" $(ARGS) $(MAYBE_NONE)
+	$(PYTEST) -m "slow and not interpreter" $(ARGS) $(MAYBE_NONE)
+
+test-gpu: say-test $(TEST)  ## the tests that need a GPU; without one they fail
+	GPUACT_REQUIRE_GPU=1 $(PYTEST) -m gpu $(ARGS)
+
+lint: say-test $(TEST)  ## ruff and mypy
+	$(LINT)
+
+bench: say-bench $(BENCH)  ## the benchmark, for what this machine has
+	$(PY) -m bench $(ARGS)
+
+clean:  ## remove .venv, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+say-test say-bench: say-%:
+	@echo "gpuact: $(WHY), so the $(SET) set ($(CONSTRAINTS)):" \
+		"$(if $(wildcard $(VENV)/.$(SET)-$*-$(KEY)),it is in $(VENV),installing it into $(VENV) …)"
+
+# Another set starts from an empty .venv: two CuPy packages, or two builds of torch, do not mix.
+$(VENV)/.$(SET):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpuact needs Python 3.11 \
+	or later; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(if $(wildcard $(addprefix $(VENV)/.,cpu cuda12 cuda13)),--clear) $(VENV)
+	@touch $@
+
+$(TEST) $(BENCH): $(VENV)/.$(SET)-%-$(KEY): $(VENV)/.$(SET)
+	@$(PY) -c 'import sys, tomllib; \
+		tree = tomllib.load(open("pyproject.toml", "rb")); project = tree["project"]; \
+		sets = project["optional-dependencies"] | tree["dependency-groups"]; \
+		print(*project["dependencies"], *(line for name in sys.argv[1:] for line in sets[name]), \
+			sep="\n")' $(NEEDS_$*) > $@.txt
+	$(if $(and $(TORCH_INDEX),$(filter torch,$(NEEDS_$*))), \
+		$(PIP) --index-url $(TORCH_INDEX) --no-deps torch)
+	$(PIP) --requirement $@.txt
+	@find $(VENV) -maxdepth 1 -name '.$(SET)-*' ! -name '*-$(KEY)' -delete && touch $@
