@@ -1,0 +1,188 @@
+"""How far from the truth a result may be: one table, one rule, one comparison.
+
+An elementwise result may be `BOUNDS[formula][family]` units in the last place (ulp) of the truth
+away, a unit of the dtype that is stored. Row functions compute in the compute dtype, whose unit
+roundoff is u: their error before the last rounding is at most
+
+    u · (|x_i − max| + c·log2 n + k)
+
+times the size of what is summed: the exponential of a rounded difference, then a sum of n terms.
+NaN and infinities must be where the truth has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tests import truth
+from tests.truth import LONG, Array
+
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+
+
+@dataclass(frozen=True)
+class Format:
+    digits: int  # significant bits, the hidden one too
+    least: int  # exponent of the smallest normal number
+    largest: float
+
+
+FORMATS = {
+    "float16": Format(11, -14, 65504.0),
+    "bfloat16": Format(8, -126, float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)),
+    "float32": Format(24, -126, float(np.finfo(np.float32).max)),
+    "float64": Format(53, -1022, float(np.finfo(np.float64).max)),
+}
+FLUSHED = LONG(2) ** -126  # float32 arithmetic on GPUs may take anything smaller for zero
+COMPUTE = {"float16": "float32", "bfloat16": "float32"}  # the others compute in themselves
+ROW_C, ROW_K = 1.0, 6.0
+
+
+def compute_dtype(dtype: str) -> str:
+    return COMPUTE.get(dtype, dtype)
+
+
+# formula → ulp for (float32, float64) by family of backends. Half types are rounded once, at the
+# store: half a unit of theirs, and a little (HALF) where float32's error tips the scale.
+# Measured on 2^20 inputs, each rounded up; what a GPU's approximate instructions add is in it.
+#                        numpy        cupy         triton       triton's interpreter
+BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
+    formula: dict(zip(("numpy", "cupy", "triton", "interpreter"), row, strict=True))
+    for formula, row in {
+        "linear": ((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)),
+        "linear_backward": ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)),
+        "linear_derivative": ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)),
+        "sigmoid": ((4.0, 4.0), (4.0, 4.0), (4.0, 4.0), (4.0, 4.0)),
+        "sigmoid_backward": ((2.0, 2.0), (2.0, 2.0), (2.0, 2.0), (2.0, 2.0)),
+        "sigmoid_derivative": ((5.0, 5.0), (5.0, 5.0), (5.0, 5.0), (5.0, 5.0)),
+        "tanh": ((4.0, 4.0), (4.0, 4.0), (4.0, 4.0), (4.0, 4.0)),
+        "tanh_backward": ((1.5, 1.5), (1.5, 1.5), (1.5, 1.5), (1.5, 1.5)),
+        "tanh_derivative": ((5.0, 5.0), (5.0, 5.0), (5.0, 5.0), (5.0, 5.0)),
+        "relu": ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
+        "relu_backward": ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
+        "relu_derivative": ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
+        "leaky_relu": ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)),
+        "leaky_relu_backward": ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)),
+        "leaky_relu_derivative": ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)),
+    }.items()
+}
+HALF = 0.505  # ulp of a half type
+
+
+def ulp(value: Array, dtype: str) -> Array:
+    """The unit in the last place of values as the dtype stores them."""
+    form = FORMATS[dtype]
+    magnitude = np.where(np.isfinite(value), np.abs(value), 0)
+    _, exponent = np.frexp(magnitude)
+    exponent = np.where(magnitude == 0, form.least, exponent - 1)
+    exponent = np.maximum(exponent, form.least)
+    return np.ldexp(LONG(1), exponent - form.digits + 1)
+
+
+def _weight(formula: str, operands: list[Array], value: Array, fused: bool) -> Array:
+    """The numbers whose last place the error is measured in: the result, but where it cancels."""
+    if formula == "linear":
+        x, scale, bias = operands
+        return np.abs(scale * x) + np.abs(bias)
+    if formula == "tanh_backward" and not fused:  # 1 − y·y with y·y rounded first
+        return np.abs(operands[0])
+    return np.abs(value)
+
+
+def elementwise(formula: str, family: str, dtype: str, operands: list[Any], value: Array) -> Array:
+    """The error that each element may have."""
+    wide = [truth.long(a) for a in operands]
+    compute = compute_dtype(dtype)
+    bound = BOUNDS[formula][family][compute == "float64"]
+    with np.errstate(all="ignore"):
+        weight = _weight(formula, wide, value, family in ("cupy", "triton"))
+        # what an error of `bound` ulp before the store, or half an ulp at it, makes
+        if dtype == compute:
+            allowed = bound * ulp(weight, dtype)
+        else:
+            allowed = HALF * ulp(value, dtype) + bound * ulp(weight, compute)
+            if bound == 0:
+                allowed = 0 * allowed
+    if family in ("cupy", "triton") and compute == "float32":
+        allowed = allowed + _flush_floor(wide)
+    return allowed
+
+
+def _flush_floor(operands: list[Array]) -> Array:
+    """2^-126, times what a flushed operand would have been multiplied by."""
+    shape = np.broadcast_shapes(*(a.shape for a in operands))
+    tiny = np.zeros(shape, bool)
+    partner = np.ones(shape, LONG)
+    for a in operands:
+        size = np.abs(a)
+        tiny |= (size > 0) & (size < FLUSHED)
+        partner = np.maximum(partner, np.where(np.isnan(size), 0, size))
+    return FLUSHED * np.where(tiny, partner, 1)
+
+
+def row(n: int, distance: Array | float = 0.0) -> Array:
+    """|x_i − max| + c·log2 n + k."""
+    return np.abs(distance) + ROW_C * np.log2(n) + ROW_K
+
+
+def rows(formula: str, dtype: str, arrays: list[Any], value: Array) -> Array:
+    """The error that each element of a row may have, the store's included."""
+    compute = compute_dtype(dtype)
+    u = LONG(2) ** -FORMATS[compute].digits
+    n = value.shape[1]
+    with np.errstate(all="ignore"):
+        if formula in ("softmax", "log_softmax"):
+            error = u * row(n, truth.distance(arrays[0]))
+            error = error * (value if formula == "softmax" else 1)
+        else:
+            dy, y = (truth.long(a) for a in arrays)
+            terms = y * dy if formula == "softmax_backward" else dy
+            size = np.abs(terms).sum(1, keepdims=True)
+            share = np.abs(y) if formula == "softmax_backward" else np.exp(y)
+            far = 0.0 if formula == "softmax_backward" else y
+            error = u * (share * size * row(n, far) + ROW_K * (np.abs(value) + np.abs(dy) * share))
+    return error + stored(value, dtype)
+
+
+def stored(value: Array, dtype: str) -> Array:
+    """What rounding at the store adds; below 2^-126 a GPU may store zero."""
+    floor = FLUSHED if compute_dtype(dtype) == "float32" else 0
+    return HALF * ulp(value, dtype) + floor
+
+
+def check(actual: Any, value: Array, allowed: Array | float, dtype: str, what: str = "") -> float:
+    """Raise with the worst element unless every one is as near as allowed; the worst ratio else."""
+    got, (value, allowed) = truth.long(actual), np.broadcast_arrays(value, allowed)
+    if got.shape != value.shape:
+        raise AssertionError(f"{what}: shape {got.shape}, the truth has {value.shape}")
+    if not got.size:
+        return 0.0
+    largest = LONG(FORMATS[dtype].largest)
+    with np.errstate(all="ignore"):
+        # an overflow is right where the truth lies beyond the largest number, or as near as allowed
+        edge = largest + ulp(largest, dtype) / 2 - allowed
+        overflow = np.isinf(got) & (np.sign(got) == np.sign(value)) & (np.abs(value) >= edge)
+        error = np.abs(got - np.clip(value, -largest, largest))
+        error = np.where(np.isinf(value) & np.isfinite(got), np.inf, error)
+        special = (np.isnan(got) & np.isnan(value)) | (got == value) | overflow
+        unequal = np.isnan(got) != np.isnan(value)
+        ratio = np.where(special, 0, error / np.where(allowed > 0, allowed, LONG(2) ** -16000))
+        ratio = np.where(unequal | np.isnan(ratio), np.inf, ratio)
+    worst = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    if ratio[worst] > 1:
+        unit = ulp(value[worst], dtype)
+        raise AssertionError(
+            f"{what}: {int((ratio > 1).sum())} of {ratio.size} wrong, the worst at "
+            f"{tuple(map(int, worst))}: got {got[worst]!r}, truth {value[worst]!r}, "
+            f"{float(error[worst] / unit):.4g} ulp, allowed {float(allowed[worst] / unit):.4g}"
+        )
+    return float(ratio[worst])

@@ -1,0 +1,164 @@
+"""The truth: every formula of the contract in extended precision, written apart from reference.py.
+
+Values are numpy's longdouble (64 significant bits on x86, more elsewhere), which is truth enough
+for float64 too; test_truth.py holds it against mpmath. Each formula is spelled as a textbook would,
+for range and cancellation do not matter at this precision. Backward formulas are exact functions of
+the y or lse that they read, rounded as it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+LONG = np.longdouble
+if np.finfo(LONG).nmant < 63:
+    raise ImportError("longdouble is no wider than float64 on this machine: no truth for float64")
+
+
+def long(a: Any) -> Array:
+    """To longdouble; the narrow types that numpy does not know by itself go through float64."""
+    a = np.asarray(a)
+    return a.astype(LONG) if a.dtype.kind in "fiub" else a.astype(np.float64).astype(LONG)
+
+
+# -- elementwise ----------------------------------------------------------------------------------
+
+
+def _where_number(x: Array, value: Array) -> Array:
+    return np.where(np.isnan(x), x, value)
+
+
+ELEMENTWISE: dict[str, Callable[..., Array]] = {
+    "linear": lambda x, scale, bias: scale * x + bias,
+    "linear_backward": lambda dy, scale: scale * dy,
+    "linear_dscale": lambda dy, x: x * dy,
+    "linear_dbias": lambda dy: dy,
+    "linear_derivative": lambda x, scale: _where_number(x, scale + 0 * np.sign(x)),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "sigmoid_backward": lambda dy, y: dy * (y * (1 - y)),
+    "sigmoid_derivative": lambda x: 1 / (2 * np.cosh(x / 2)) ** 2,
+    "tanh": np.tanh,
+    "tanh_backward": lambda dy, y: dy * ((1 - y) * (1 + y)),
+    "tanh_derivative": lambda x: 1 / np.cosh(x) ** 2,
+    "relu": lambda x: np.where(x > 0, x, _where_number(x, LONG(0))),
+    "relu_backward": lambda dy, y: np.where((y > 0) | np.isnan(y), dy, 0),
+    "relu_derivative": lambda x: _where_number(x, (x > 0).astype(LONG)),
+    "leaky_relu": lambda x, slope: np.where(x > 0, x, slope * x),
+    "leaky_relu_backward": lambda dy, x, slope: np.where(x > 0, dy, slope * dy),
+    "leaky_relu_derivative": lambda x, slope: np.where(x > 0, 1, _where_number(x, slope)),
+    "prelu_dweight": lambda dy, x: np.where(x > 0, 0, x * dy),
+}
+
+
+def elementwise(formula: str, *operands: Any) -> Array:
+    with np.errstate(all="ignore"):
+        value = ELEMENTWISE[formula](*(long(a) for a in operands))
+    shape = np.broadcast_shapes(*(np.shape(a) for a in operands))
+    return np.broadcast_to(value, shape)
+
+
+def reduce(formula: str, arrays: tuple[Array, ...], shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The sum over the axes where shape is 1, and the sum of absolute values beside it."""
+    terms = elementwise(formula, *arrays)
+    axes = tuple(k for k, n in enumerate(shape) if n == 1)
+    with np.errstate(all="ignore"):
+        return terms.sum(axes, keepdims=True), np.abs(terms).sum(axes, keepdims=True)
+
+
+# -- rows: arrays (outer, n, inner), the row is axis 1 ----------------------------------------------
+
+
+def softmax(x: Any) -> Array:
+    with np.errstate(all="ignore"):
+        e = np.exp(distance(x))
+        return e / e.sum(1, keepdims=True)
+
+
+def log_softmax(x: Any) -> Array:
+    with np.errstate(all="ignore"):
+        d = distance(x)
+        return d - np.log(np.exp(d).sum(1, keepdims=True))
+
+
+def softmax_backward(dy: Any, y: Any) -> Array:
+    dy, y = long(dy), long(y)
+    with np.errstate(all="ignore"):
+        return y * (dy - (y * dy).sum(1, keepdims=True))
+
+
+def log_softmax_backward(dy: Any, y: Any) -> Array:
+    dy, y = long(dy), long(y)
+    with np.errstate(all="ignore"):
+        return dy - np.exp(y) * dy.sum(1, keepdims=True)
+
+
+def distance(x: Any) -> Array:
+    """x − max of its row: NaN where the row is all −inf or holds +inf."""
+    x = long(x)
+    with np.errstate(all="ignore"):
+        return x - x.max(1, keepdims=True)
+
+
+ROWS = {f.__name__: f for f in (softmax, log_softmax, softmax_backward, log_softmax_backward)}
+
+
+# -- cross-entropy: logits (outer, classes, inner) --------------------------------------------------
+
+
+def valid_target(target: Array, classes: int, ignore_index: int) -> tuple[Array, Array]:
+    """Which rows are ignored, and which name a class out of range."""
+    ignored = target == ignore_index
+    return ignored, ~ignored & ((target < 0) | (target >= classes))
+
+
+def _shares(
+    z: Array, target: Array, weight: Array | None, ignore_index: int, label_smoothing: float
+) -> Array:
+    """q = w · ((1 − ε) Y + ε / classes)."""
+    classes = z.shape[1]
+    y = long(target)
+    if target.ndim == 2:
+        y = (np.arange(classes)[None, :, None] == target[:, None, :]).astype(LONG)
+    q = (1 - LONG(label_smoothing)) * y + LONG(label_smoothing) / classes
+    return q if weight is None else q * long(weight)[None, :, None]
+
+
+def cross_entropy(
+    logits: Any,
+    target: Array,
+    weight: Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> dict[str, Array]:
+    """loss, lse, and gradient of a row (for a scale of 1), with what their errors are measured by.
+
+    distance: Σ q (max − z), what the loss is made of; shares: q; mass: Σ q.
+    """
+    z = long(logits)
+    with np.errstate(all="ignore"):
+        q = _shares(z, target, weight, ignore_index, label_smoothing)
+        d = distance(z)
+        log_sum = np.log(np.exp(d).sum(1))
+        surprise = log_sum[:, None] - d
+        # a class of no share counts for nothing, be it ever so surprising
+        terms = np.where(q == 0, 0 * log_sum[:, None], q * surprise)
+        far = np.where(q == 0, 0, q * -d)
+        mass = q.sum(1)
+        truth = {
+            "loss": terms.sum(1),
+            "lse": z.max(1) + log_sum,
+            "gradient": np.exp(d - log_sum[:, None]) * mass[:, None] - q,
+            "distance": far.sum(1),
+            "shares": q,
+            "mass": mass,
+        }
+    if target.ndim == 2:
+        ignored, wrong = valid_target(target, z.shape[1], ignore_index)
+        truth["loss"] = np.where(ignored, 0, np.where(wrong, np.nan, truth["loss"]))
+        gradient = np.where(wrong[:, None], np.nan, truth["gradient"])
+        truth["gradient"] = np.where(ignored[:, None], 0, gradient)
+    return truth
