@@ -36,7 +36,7 @@ INTERPRET := TRITON_INTERPRET=1 $(PYTEST)
 MAYBE_NONE := || test $$? -eq 5  # pytest's word for "no test selected"
 
 define LINT
-$(PY) -m ruff check
+$(PY) -m ruff check --output-format concise
 $(PY) -m ruff format --check
 $(PY) -m mypy --strict gpuact
 endef
