@@ -178,7 +178,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="∂y_i/∂x_j = δ_ij − e^y_j",
                 range="(−inf, 0]",
                 kink="smooth",
-                uses="log-probabilities: losses and sampling, where log(softmax(x)) would underflow",
+                uses="log-probabilities for losses and sampling: log(softmax(x)) would underflow",
                 limitations="every output depends on every input",
                 forward=Pass("log_softmax", ("x",)),
                 backward=Pass("log_softmax_backward", ("dy", "y")),
@@ -200,3 +200,15 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
         )
     }
 )
+
+
+def describe(name: str) -> Function:
+    """The record of a function; as text: formula, derivative, range, kink, uses, limitations.
+
+    >>> import gpuact
+    >>> gpuact.describe("relu").kink
+    '0 at x = 0'
+    """
+    if name not in FUNCTIONS:
+        raise ValueError(f"name: {name!r} came, allowed are {', '.join(FUNCTIONS)}")
+    return FUNCTIONS[name]

@@ -77,10 +77,11 @@ def elementwise(
     function = getattr(reference, formula)
     operands = [*arrays, *(p for p in params if isinstance(p, np.ndarray))]
     scalars = [None if isinstance(p, np.ndarray) else compute.type(p) for p in params]
+    operand_flags: list[list[Any]] = [*[["readonly"]] * len(operands), ["writeonly"]]
     pieces = np.nditer(
         [*operands, out],
         flags=["external_loop", "buffered", "ranged", "delay_bufalloc", "zerosize_ok"],
-        op_flags=[["readonly"]] * len(operands) + [["writeonly"]],  # type: ignore[list-item]
+        op_flags=operand_flags,
         op_dtypes=[compute] * (len(operands) + 1),
         casting="unsafe",
         buffersize=BLOCK,
@@ -89,7 +90,7 @@ def elementwise(
     def work(span: tuple[int, int]) -> None:
         mine = pieces.copy()
         mine.iterrange = span
-        for *values, y in mine:  # type: ignore[misc]
+        for *values, y in mine:
             blocks = iter(values[len(arrays) :])
             chosen = (next(blocks) if s is None else s for s in scalars)
             y[...] = function(*values[: len(arrays)], *chosen)

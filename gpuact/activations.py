@@ -1,0 +1,522 @@
+"""The public functions: what each means, stated once.
+
+Common to all. Arrays are NumPy's, CuPy's or PyTorch's; the result is of the same library, on the
+same device, of the same shape and dtype. Lists and numbers count as NumPy arrays. Dtypes: float16,
+bfloat16, float32, float64; half types compute in float32 and round once. Integers and bools are
+taken as float32 unless a function says otherwise. Parameters enter in the precision of the
+computation and never widen the result. Any shape, 0-d and empty ones too, and any strides. NaN in
+gives NaN out. `out` receives the result and is returned; it may be x itself.
+
+Torch tensors that require grad give differentiable results. The functions named *_backward and
+*_derivative compute derivatives themselves and cannot be differentiated again.
+
+Raised by all: TypeError (a dtype, library or device that is not allowed), ValueError (a shape or
+value), numpy.exceptions.AxisError (an axis), BackendError (a GPU asked for that does not answer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+from . import calls
+from .catalogue import FUNCTIONS
+from .dispatch import asarray
+
+
+class Array(Protocol):
+    """What numpy.ndarray, cupy.ndarray and torch.Tensor have in common."""
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+A = TypeVar("A", bound=Array)
+Reduction = Literal["mean", "sum", "none"]
+
+
+# -- linear ---------------------------------------------------------------------------------------
+
+
+def linear(x: A, scale: A | float = 1.0, bias: A | float = 0.0, *, out: A | None = None) -> A:
+    """y = scale·x + bias, elementwise; dy/dx = scale everywhere.
+
+    scale, bias: numbers, or arrays that broadcast to x's shape (and no further). No kink; the
+    range is that of the reals. Infinities follow IEEE arithmetic: 0·inf is NaN.
+    Source: the affine map; as an activation, the identity of the perceptron's output unit.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.linear(np.array([1.0, 2.0]), 3.0, 1.0)
+    array([4., 7.])
+    """
+    result: A = calls.activation("linear", x, out, scale=scale, bias=bias)
+    return result
+
+
+def linear_backward(dy: A, x: A, scale: A | float, bias: A | float) -> tuple[A, A, A]:
+    """(dx, dscale, dbias) = (scale·dy, Σ x·dy, Σ dy), each of its argument's shape.
+
+    Sums run over the axes along which scale and bias were broadcast (numbers: over all, to 0-d),
+    in float32 for half types, in the same order every time. dy has x's shape.
+
+    >>> import gpuact, numpy as np
+    >>> dx, dscale, dbias = gpuact.linear_backward(np.ones(2), np.array([1.0, 2.0]), 3.0, 1.0)
+    >>> print(dx, dscale, dbias)
+    [3. 3.] 3.0 2.0
+    """
+    dx, dscale, dbias = calls.activation_backward("linear", dy, {"x": x}, scale=scale, bias=bias)
+    return dx, dscale, dbias
+
+
+def linear_derivative(
+    x: A, scale: A | float = 1.0, bias: A | float = 0.0, *, out: A | None = None
+) -> A:
+    """f'(x) = scale, whatever x is; NaN at NaN.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.linear_derivative(np.array([-1.0, 5.0]), 3.0)
+    array([3., 3.])
+    """
+    result: A = calls.derivative("linear", x, out, scale=scale, bias=bias)
+    return result
+
+
+# -- sigmoid --------------------------------------------------------------------------------------
+
+
+def sigmoid(x: A, *, out: A | None = None) -> A:
+    """y = 1 / (1 + e^−x), the logistic function; dy/dx = y (1 − y), at most 1/4 at x = 0.
+
+    Computed from e^−|x|, so neither tail overflows or loses its digits. −inf gives 0, +inf gives 1.
+    Range (0, 1), closed by rounding. Source: Verhulst 1838; Rumelhart, Hinton and Williams 1986.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.sigmoid(np.array([-np.inf, 0.0, np.inf]))
+    array([0. , 0.5, 1. ])
+    """
+    result: A = calls.activation("sigmoid", x, out)
+    return result
+
+
+def sigmoid_backward(dy: A, y: A) -> A:
+    """dx = dy·y (1 − y), from sigmoid's output y; dy has y's shape and is taken in its dtype.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.sigmoid_backward(np.array([1.0, 2.0]), np.array([0.5, 0.5]))
+    array([0.25, 0.5 ])
+    """
+    (dx,) = calls.activation_backward("sigmoid", dy, {"y": y})
+    result: A = dx
+    return result
+
+
+def sigmoid_derivative(x: A, *, out: A | None = None) -> A:
+    """f'(x) = z / (1 + z)² with z = e^−|x|: right in the tails, where y (1 − y) is not.
+
+    Range (0, 1/4], closed by rounding; 0 at ±inf, NaN at NaN.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.sigmoid_derivative(np.array([0.0, np.inf]))
+    array([0.25, 0.  ])
+    """
+    result: A = calls.derivative("sigmoid", x, out)
+    return result
+
+
+# -- tanh -----------------------------------------------------------------------------------------
+
+
+def tanh(x: A, *, out: A | None = None) -> A:
+    """y = (e^x − e^−x) / (e^x + e^−x); dy/dx = 1 − y², 1 at x = 0.
+
+    ±inf give ±1, tanh(−x) = −tanh(x). Range (−1, 1), closed by rounding, centred on zero.
+    Source: LeCun, Bottou, Orr and Müller, Efficient BackProp, 1998.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.tanh(np.array([-np.inf, 0.0, np.inf]))
+    array([-1.,  0.,  1.])
+    """
+    result: A = calls.activation("tanh", x, out)
+    return result
+
+
+def tanh_backward(dy: A, y: A) -> A:
+    """dx = dy·(1 − y²), from tanh's output y; dy has y's shape and is taken in its dtype.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.tanh_backward(np.array([1.0, 2.0]), np.array([0.0, 0.5]))
+    array([1. , 1.5])
+    """
+    (dx,) = calls.activation_backward("tanh", dy, {"y": y})
+    result: A = dx
+    return result
+
+
+def tanh_derivative(x: A, *, out: A | None = None) -> A:
+    """f'(x) = 4z / (1 + z)² with z = e^−2|x|: right in the tails, where 1 − y² is not.
+
+    Range (0, 1], closed by rounding; 0 at ±inf, NaN at NaN.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.tanh_derivative(np.array([0.0, np.inf]))
+    array([1., 0.])
+    """
+    result: A = calls.derivative("tanh", x, out)
+    return result
+
+
+# -- relu -----------------------------------------------------------------------------------------
+
+
+def relu(x: A, *, out: A | None = None) -> A:
+    """y = max(0, x); dy/dx = 1 for x > 0 and 0 for x ≤ 0, the kink included.
+
+    NaN stays NaN (a bare max() on a GPU drops it), relu(−0.0) is +0.0. Integers keep their dtype;
+    bool is refused. Range [0, inf). Source: Nair and Hinton 2010.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.relu(np.array([-2.0, np.nan, 3.0]))
+    array([ 0., nan,  3.])
+    """
+    result: A = calls.activation("relu", x, out)
+    return result
+
+
+def relu_backward(dy: A, y: A) -> A:
+    """dx = 0 where y ≤ 0, else dy; y is relu's output (its input serves as well).
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.relu_backward(np.array([1.0, 1.0]), np.array([0.0, 3.0]))
+    array([0., 1.])
+    """
+    (dx,) = calls.activation_backward("relu", dy, {"y": y})
+    result: A = dx
+    return result
+
+
+def relu_derivative(x: A, *, out: A | None = None) -> A:
+    """f'(x) = 1 for x > 0, 0 for x ≤ 0, NaN at NaN; integers give float32.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.relu_derivative(np.array([-1.0, 0.0, 1.0]))
+    array([0., 0., 1.])
+    """
+    result: A = calls.derivative("relu", x, out)
+    return result
+
+
+# -- leaky_relu -----------------------------------------------------------------------------------
+
+
+def leaky_relu(x: A, negative_slope: float = 0.01, *, out: A | None = None) -> A:
+    """y = x for x > 0, else negative_slope·x; dy/dx = 1 or negative_slope, the latter at x = 0.
+
+    Any slope: above 1 or negative ones too, where max(slope·x, x) would be another function.
+    Integers and bool are refused. Range (−inf, inf) for a slope above 0. Source: Maas, Hannun and
+    Ng 2013.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.leaky_relu(np.array([-2.0, 3.0]), 0.5)
+    array([-1.,  3.])
+    """
+    result: A = calls.activation("leaky_relu", x, out, negative_slope=negative_slope)
+    return result
+
+
+def leaky_relu_backward(dy: A, x: A, negative_slope: float = 0.01) -> A:
+    """dx = dy where x > 0, else negative_slope·dy; NaN takes the slope.
+
+    For a slope above 0 the output y may stand in for x: it has the same sign.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.leaky_relu_backward(np.array([1.0, 1.0]), np.array([-2.0, 3.0]), 0.5)
+    array([0.5, 1. ])
+    """
+    (dx,) = calls.activation_backward("leaky_relu", dy, {"x": x}, negative_slope=negative_slope)
+    result: A = dx
+    return result
+
+
+def leaky_relu_derivative(x: A, negative_slope: float = 0.01, *, out: A | None = None) -> A:
+    """f'(x) = 1 for x > 0, negative_slope for x ≤ 0, NaN at NaN.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.leaky_relu_derivative(np.array([-1.0, 0.0, 1.0]), 0.5)
+    array([0.5, 0.5, 1. ])
+    """
+    result: A = calls.derivative("leaky_relu", x, out, negative_slope=negative_slope)
+    return result
+
+
+# -- prelu ----------------------------------------------------------------------------------------
+
+
+def prelu(x: A, weight: A | float, *, channel_axis: int = 1, out: A | None = None) -> A:
+    """y = x for x > 0, else weight·x, weight learned; at x = 0 the derivative is weight.
+
+    weight: a number or one element (shared), 1-D with one slope for each element of x along
+    `channel_axis`, or an array of x's number of dimensions that broadcasts to x's shape. Any value:
+    negative slopes and slopes above 1 too. Integers and bool are refused.
+    Source: He, Zhang, Ren and Sun 2015.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.prelu(np.array([[-2.0, -2.0]]), np.array([0.5, 3.0]))
+    array([[-1., -6.]])
+    """
+    result: A = calls.activation("prelu", x, out, channel_axis=channel_axis, weight=weight)
+    return result
+
+
+def prelu_backward(dy: A, x: A, weight: A | float, *, channel_axis: int = 1) -> tuple[A, A]:
+    """(dx, dweight): dx = dy where x > 0, else weight·dy; dweight = Σ x·dy over x ≤ 0.
+
+    x is tested, never y: slopes may be negative. dweight has weight's shape (a number: 0-d) and is
+    summed over the axes it was shared along, in the same order every time.
+
+    >>> import gpuact, numpy as np
+    >>> dx, dweight = gpuact.prelu_backward(np.ones(2), np.array([-2.0, 3.0]), 0.5)
+    >>> print(dx, dweight)
+    [0.5 1. ] -2.0
+    """
+    dx, dweight = calls.activation_backward(
+        "prelu", dy, {"x": x}, channel_axis=channel_axis, weight=weight
+    )
+    return dx, dweight
+
+
+def prelu_derivative(x: A, weight: A | float, *, channel_axis: int = 1, out: A | None = None) -> A:
+    """f'(x) = 1 for x > 0, weight for x ≤ 0, NaN at NaN.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.prelu_derivative(np.array([-1.0, 0.0, 1.0]), 3.0)
+    array([3., 3., 1.])
+    """
+    result: A = calls.derivative("prelu", x, out, channel_axis=channel_axis, weight=weight)
+    return result
+
+
+# -- softmax --------------------------------------------------------------------------------------
+
+
+def softmax(
+    x: A, axis: int | tuple[int, ...] | None = -1, *, dtype: Any = None, out: A | None = None
+) -> A:
+    """s_i = e^x_i / Σ_k e^x_k along `axis`; ∂s_i/∂x_j = s_i (δ_ij − s_j).
+
+    The row's maximum is subtracted first, so nothing overflows. axis: an int, a tuple (one softmax
+    over all of them), or None for all. dtype: x is cast to it first, and it is the result's. A row
+    all −inf, or with +inf or NaN in it, gives NaN; one finite value beside −inf never does. Range
+    (0, 1), closed by rounding. Source: Boltzmann 1868; Bridle 1990.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.softmax(np.array([1000.0, 1000.0, -np.inf]))
+    array([0.5, 0.5, 0. ])
+    """
+    result: A = calls.rows("softmax", x, axis, dtype, out)
+    return result
+
+
+def softmax_backward(dy: A, y: A, axis: int | tuple[int, ...] | None = -1) -> A:
+    """dx = y (dy − Σ y·dy) along `axis`, from softmax's output y: the Jacobian times dy.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.softmax_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5]))
+    array([ 0.25, -0.25])
+    """
+    result: A = calls.rows_backward("softmax", dy, y, axis)
+    return result
+
+
+def softmax_jacobian(y: A, axis: int = -1) -> A:
+    """diag(s) − s sᵀ for each row s = y of softmax's output along `axis`.
+
+    The result has y's other axes first, then two of length n: ∂s_i/∂x_j in its last two axes.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.softmax_jacobian(np.array([0.5, 0.5]))
+    array([[ 0.25, -0.25],
+           [-0.25,  0.25]])
+    """
+    result: A = calls.softmax_jacobian(y, axis)
+    return result
+
+
+# -- log_softmax ----------------------------------------------------------------------------------
+
+
+def log_softmax(
+    x: A, axis: int | tuple[int, ...] | None = -1, *, dtype: Any = None, out: A | None = None
+) -> A:
+    """y_i = x_i − log Σ_k e^x_k along `axis`; ∂y_i/∂x_j = δ_ij − e^y_j.
+
+    Exact where log(softmax(x)) underflows to −inf. axis, dtype and the treatment of NaN and
+    infinities are softmax's. Range (−inf, 0]. Source: Bridle 1990.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.log_softmax(np.array([0.0, -1000.0]))
+    array([    0., -1000.])
+    """
+    result: A = calls.rows("log_softmax", x, axis, dtype, out)
+    return result
+
+
+def log_softmax_backward(dy: A, y: A, axis: int | tuple[int, ...] | None = -1) -> A:
+    """dx = dy − e^y Σ dy along `axis`, from log_softmax's output y.
+
+    >>> import gpuact, numpy as np
+    >>> gpuact.log_softmax_backward(np.array([1.0, 0.0]), np.log([0.5, 0.5]))
+    array([ 0.5, -0.5])
+    """
+    result: A = calls.rows_backward("log_softmax", dy, y, axis)
+    return result
+
+
+# -- cross_entropy --------------------------------------------------------------------------------
+
+
+def cross_entropy(
+    logits: A,
+    target: A,
+    *,
+    weight: A | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    axis: int | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """loss = −Σ_k w_k Y_k log S_k with S = softmax(logits); dZ = S Σ_k w_k Y_k − w ⊙ Y.
+
+    logits: (…, C), or with the classes along `axis`. target: integer classes of logits' shape
+    without that axis, or probabilities Y of logits' shape (they need not sum to 1). axis: the last
+    by default; where a target of more than two dimensions fits axis 1 as well, it must be given.
+    weight: (C,), one a class. label_smoothing ε takes (1 − ε) Y + ε/C for Y. Rows whose target is
+    `ignore_index` (integers only) give 0 and do not count. reduction: "none" gives a loss a row,
+    "sum" their sum, "mean" their sum over the weight of the targets that count (probabilities:
+    over the rows); a mean over nothing is NaN with gradient 0.
+
+    Returns the loss, or (loss, lse) with `return_lse`, lse = log Σ_k e^z_k of every row, which
+    `cross_entropy_backward` reads. Both are float32 for half types, else of logits' dtype. A row
+    that is all −inf, or holds +inf or NaN, gives NaN. A class out of range raises IndexError on
+    NumPy; on a GPU that row's loss and gradient are NaN, nothing is read out of bounds, and the
+    host looks only under GPUACT_CHECK=1. On torch tensors the loss is differentiable by logits and
+    by probabilities, lse by logits.
+    Source: Bridle 1990; label smoothing: Szegedy et al. 2016.
+
+    >>> import gpuact, numpy as np
+    >>> print(gpuact.cross_entropy(np.zeros((2, 4)), np.array([0, 3])).round(6))
+    1.386294
+    """
+    return calls.cross_entropy(
+        logits,
+        target,
+        return_lse,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        axis=axis,
+    )
+
+
+def cross_entropy_backward(
+    dloss: A,
+    logits: A,
+    target: A,
+    lse: A,
+    *,
+    weight: A | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    axis: int | None = None,
+) -> A:
+    """dlogits = dloss·(S Σ_k w_k Y_k − w ⊙ Y), S = e^(logits − lse), scaled as the reduction says.
+
+    dloss: 0-d, or of lse's shape for "none"; lse and the options are those of `cross_entropy`. The
+    result has logits' shape and dtype. Rows that were ignored get 0.
+
+    >>> import gpuact, numpy as np
+    >>> z, t = np.zeros((1, 2)), np.array([0])
+    >>> loss, lse = gpuact.cross_entropy(z, t, return_lse=True)
+    >>> gpuact.cross_entropy_backward(1.0, z, t, lse)
+    array([[-0.5,  0.5]])
+    """
+    result: A = calls.cross_entropy_backward(
+        dloss,
+        logits,
+        target,
+        lse,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        axis=axis,
+    )
+    return result
+
+
+def cross_entropy_with_grad(
+    logits: A,
+    target: A,
+    *,
+    weight: A | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    axis: int | None = None,
+    dlogits_out: A | None = None,
+) -> tuple[A, A]:
+    """(loss, dlogits) at once: `cross_entropy` and its gradient for a loss gradient of 1.
+
+    With "none", dlogits is the gradient of the losses' sum. dlogits_out: receives the gradient; it
+    may be logits itself, which are then overwritten, never unasked. The options are those of
+    `cross_entropy`. Meant for training loops written by hand: autograd records nothing.
+
+    >>> import gpuact, numpy as np
+    >>> loss, dlogits = gpuact.cross_entropy_with_grad(np.zeros((1, 2)), np.array([0]))
+    >>> dlogits
+    array([[-0.5,  0.5]])
+    """
+    loss, dlogits = calls.cross_entropy_with_grad(
+        logits,
+        target,
+        dlogits_out,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        axis=axis,
+    )
+    return loss, dlogits
+
+
+# -- beside the functions -------------------------------------------------------------------------
+
+
+def warmup(
+    shapes: Sequence[Sequence[int]] = ((1024, 1024),),
+    dtypes: Sequence[str] = ("float16", "bfloat16", "float32"),
+    functions: Sequence[str] | None = None,
+    *,
+    like: Any = None,
+) -> int:
+    """Compile the kernels that the given functions need, ahead; returns how many calls that took.
+
+    Runs each function (all by default) forward and backward on arrays of the given shapes and
+    dtypes. like: an array of the library and device to warm up; by default what `asarray` gives,
+    CuPy where a GPU answers. After it, calls of these shapes and dtypes compile nothing, so that
+    they can be captured in a CUDA graph.
+
+    >>> import gpuact
+    >>> with gpuact.using("numpy"):
+    ...     gpuact.warmup([(2, 3)], ["float32"], ["relu"])
+    3
+    """
+    unknown = sorted(set(functions or ()) - set(FUNCTIONS))
+    if unknown:
+        raise ValueError(f"functions: {unknown} came, allowed are {', '.join(FUNCTIONS)}")
+    array = asarray(0.0) if like is None else like
+    return calls.warmup(array, shapes, dtypes, functions or tuple(FUNCTIONS))

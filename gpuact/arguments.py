@@ -1,0 +1,183 @@
+"""What may be passed. A refusal is one sentence: the argument, what came, what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from operator import index
+from typing import Any
+
+import numpy as np
+
+from .libraries import FLOATING, HALF, Library, dtype_name, library_of
+
+INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+def array(name: str, x: Any) -> Any:
+    """An array of a known library; lists, scalars and the like become NumPy arrays."""
+    if library_of(x) is not None:
+        return x
+    try:
+        return np.asarray(x)
+    except Exception as error:
+        raise TypeError(
+            f"{name}: {type(x).__name__} came, allowed are arrays of NumPy, CuPy or PyTorch, "
+            f"numbers and lists of numbers"
+        ) from error
+
+
+def floating(name: str, library: Library, x: Any, dtype: Any = None) -> Any:
+    """x in a floating dtype: integers and bools as float32; the others are refused."""
+    came = _real(name, library, x)
+    wanted = came if came in FLOATING else "float32"
+    if dtype is not None:
+        wanted = dtype_name(dtype)
+        if wanted not in FLOATING:
+            raise TypeError(f"dtype: {wanted} came, allowed are {', '.join(FLOATING)}")
+    return library.astype(x, wanted)
+
+
+def _real(name: str, library: Library, x: Any) -> str:
+    came = library.dtype(x)
+    if came not in (*FLOATING, *INTEGERS, "bool"):
+        raise TypeError(
+            f"{name}: dtype {came} came, allowed are {', '.join(FLOATING)}, integers and bool"
+        )
+    if library.name == "torch" and x.is_sparse:
+        raise TypeError(f"{name}: a sparse tensor came, allowed are dense ones")
+    return came
+
+
+def activation_input(name: str, library: Library, x: Any, integers: str) -> Any:
+    """x as an activation takes it: `integers` is the record's word on integer arrays."""
+    came = _real(name, library, x)
+    if came in FLOATING:
+        return x
+    if integers == "refused":
+        raise TypeError(f"{name}: dtype {came} came, allowed are {', '.join(FLOATING)}")
+    if integers == "kept":
+        if came == "bool":
+            raise TypeError(f"{name}: dtype bool came, allowed are {', '.join(FLOATING)}, integers")
+        return x
+    return library.astype(x, "float32")
+
+
+def compute_dtype(dtype: str) -> str:
+    """The precision in which a dtype is computed; also the dtype of losses."""
+    return "float32" if dtype in HALF else dtype
+
+
+def gradient(name: str, library: Library, dy: Any, of: str, x: Any) -> Any:
+    """An incoming gradient: of the shape of what it is the gradient of, and taken in its dtype."""
+    _real(name, library, dy)
+    if tuple(dy.shape) != tuple(x.shape):
+        raise ValueError(f"{name}: shape {tuple(dy.shape)} came, {of} has {tuple(x.shape)}")
+    return library.astype(dy, library.dtype(x))
+
+
+def parameter(name: str, value: Any) -> Any:
+    """A parameter: a number as float, an array (or list of numbers) as an array."""
+    if isinstance(value, np.ndarray) or library_of(value) is not None:
+        return value
+    if isinstance(value, np.generic):
+        value = value.item() if value.dtype.kind in "biuf" else float(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return array(name, value)
+    raise TypeError(f"{name}: {type(value).__name__} came, allowed are a number and an array")
+
+
+def parameter_dtype(name: str, library: Library, value: Any) -> Any:
+    """A parameter array in a floating dtype of its own; it never widens the result."""
+    return value if isinstance(value, float) else floating(name, library, value)
+
+
+def broadcast_shape(name: str, value: Any, shape: Sequence[int]) -> tuple[int, ...]:
+    """A parameter's shape with ones in front, checked to broadcast to `shape` and no further."""
+    own = tuple(value.shape)
+    padded = (1,) * (len(shape) - len(own)) + own
+    fits = len(own) <= len(shape) and all(n in (1, m) for n, m in zip(padded, shape, strict=False))
+    if not fits:
+        raise ValueError(
+            f"{name}: shape {own} came, allowed are shapes that broadcast to {tuple(shape)}"
+        )
+    return padded
+
+
+def slope_shape(name: str, value: Any, shape: Sequence[int], channel_axis: int) -> tuple[int, ...]:
+    """The shape in which PReLU's slopes meet x: shared, one a channel, or x's dimensions."""
+    own = tuple(value.shape)
+    ndim = len(shape)
+    if math.prod(own) == 1 and len(own) <= 1:
+        return (1,) * ndim
+    if len(own) == 1 and not (ndim == 1 and channel_axis == 1):
+        axis = single_axis("channel_axis", channel_axis, ndim)
+        if own[0] != shape[axis]:
+            raise ValueError(
+                f"{name}: {own[0]} slopes came, axis {axis} of x (shape {tuple(shape)}) "
+                f"has {shape[axis]} channels; allowed are one slope or one a channel"
+            )
+        return tuple(own[0] if k == axis else 1 for k in range(ndim))
+    if len(own) == ndim:
+        return broadcast_shape(name, value, shape)
+    raise ValueError(
+        f"{name}: shape {own} came, allowed are one element, one slope a channel (1-D), or "
+        f"{ndim} dimensions that broadcast to x's shape {tuple(shape)}"
+    )
+
+
+def single_axis(name: str, axis: Any, ndim: int) -> int:
+    """An axis as a number from 0; AxisError out of range."""
+    try:
+        k = index(axis)
+    except TypeError:
+        raise TypeError(f"{name}: {type(axis).__name__} came, allowed is an int") from None
+    if not -ndim <= k < ndim:
+        raise np.exceptions.AxisError(
+            f"{name}: {k} came, an array of {ndim} dimensions allows {-ndim} to {ndim - 1}"
+            if ndim
+            else f"{name}: {k} came, a 0-d array has no such axis"
+        )
+    return k % ndim
+
+
+def row_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes of a softmax, sorted: an int, a tuple of ints, or None for all."""
+    if ndim == 0 and (axis is None or axis == () or axis in (0, -1, (0,), (-1,))):
+        return ()  # a 0-d array is one row of one element
+    if axis is None:
+        return tuple(range(ndim))
+    if not isinstance(axis, tuple | list):
+        return (single_axis("axis", axis, ndim),)
+    axes = tuple(sorted(single_axis("axis", a, ndim) for a in axis))
+    if not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"axis: {tuple(axis)} came, allowed are distinct axes, at least one")
+    return axes
+
+
+def output(
+    library: Library, out: Any, shape: Sequence[int], dtype: str, like: Any, name: str = "out"
+) -> None:
+    """Refuse an `out` that cannot take the result."""
+    if library_of(out) is not library:
+        raise TypeError(
+            f"{name}: {type(out).__name__} came, allowed is an array of x's own library, "
+            f"{type(like).__name__}"
+        )
+    if library.device(out) != library.device(like):
+        raise TypeError(
+            f"{name}: is on {library.device(out)} while x is on {library.device(like)}; both must "
+            "be on one device"
+        )
+    if library.dtype(out) != dtype:
+        raise TypeError(f"{name}: dtype {library.dtype(out)} came, the result has {dtype}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"{name}: shape {tuple(out.shape)} came, the result has {tuple(shape)}")
+    if not library.writable(out):
+        raise ValueError(f"{name}: a read-only array came, allowed is a writable one")
+    strides = zip(out.shape, library.strides(out), strict=True)
+    if any(n > 1 and step == 0 for n, step in strides):
+        raise ValueError(f"{name}: a broadcast view came, whose elements share their places")

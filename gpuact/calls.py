@@ -1,0 +1,424 @@
+"""From a public call to an operation: arguments checked, the array's library and backend found.
+
+Here, too, PyTorch's autograd is entered: a call on tensors that require a gradient goes through
+`gpuact.torch.autograd`, every other goes straight to `operations`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from . import arguments, operations
+from .catalogue import FUNCTIONS, Function, Pass
+from .dispatch import Call, resolve
+from .libraries import FLOATING, Library, library_of
+from .operations import Loss
+
+Array = Any
+Parameters = Mapping[str, Any]
+
+
+def _tracked(call: Call, *values: Any) -> bool:
+    """Whether autograd must record this call."""
+    if call.library.name != "torch":
+        return False
+    grad_enabled: bool = call.library.xp.is_grad_enabled()
+    tensors = (v for v in values if v is not None and not isinstance(v, float))
+    return grad_enabled and any(t.requires_grad for t in tensors)
+
+
+def _run(call: Call, name: str, work: Any, *inputs: Any) -> Any:
+    """Run what has no derivative of its own; autograd says so when one is asked for."""
+    if not _tracked(call, *inputs):
+        return work(*inputs)
+    from .torch import autograd
+
+    return autograd.underivable(name, work, *inputs)
+
+
+def _check_out(call: Call, out: Any, shape: Sequence[int], dtype: str, *inputs: Any) -> None:
+    if out is None:
+        return
+    arguments.output(call.library, out, shape, dtype, call.like)
+    _refuse_tracked("out", call, out, *inputs)
+
+
+def _refuse_tracked(name: str, call: Call, *tensors: Any) -> None:
+    if _tracked(call, *tensors):
+        raise ValueError(
+            f"{name}: came with a tensor that requires grad; allowed are tensors that do not, or "
+            f"no {name}"
+        )
+
+
+# -- elementwise ----------------------------------------------------------------------------------
+
+
+def _parameters(
+    library: Library, x: Array, params: Parameters, channel_axis: int | None
+) -> dict[str, Any]:
+    """Floats as they are, arrays floating and of x's number of dimensions."""
+    ready: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, float):
+            ready[name] = value
+            continue
+        value = arguments.floating(name, library, value)
+        if channel_axis is None:
+            shape = arguments.broadcast_shape(name, value, x.shape)
+        else:
+            shape = arguments.slope_shape(name, value, x.shape, channel_axis)
+        ready[name] = value.reshape(shape)
+    return ready
+
+
+def _resolve(arrays: Parameters, params: Parameters) -> Call:
+    return resolve(**arrays, **{k: v for k, v in params.items() if not isinstance(v, float)})
+
+
+def _pick(kernel: Pass, params: Parameters) -> tuple[Any, ...]:
+    return tuple(params[name] for name in kernel.parameters)
+
+
+def activation(
+    name: str, x: Any, out: Any = None, *, channel_axis: int | None = None, **params: Any
+) -> Any:
+    function = FUNCTIONS[name]
+    x = arguments.array("x", x)
+    params = {k: arguments.parameter(k, v) for k, v in params.items()}
+    call = _resolve({"x": x}, params)
+    x = arguments.activation_input("x", call.library, x, function.integers)
+    values = _pick(function.forward, _parameters(call.library, x, params, channel_axis))
+    _check_out(call, out, x.shape, call.library.dtype(x), x, *values)
+    if _tracked(call, x, *values):
+        from .torch import autograd
+
+        return autograd.activation(function, call.backend, x, *values)
+    return operations.elementwise(call, function.forward, (x,), values, out)
+
+
+def derivative(
+    name: str, x: Any, out: Any = None, *, channel_axis: int | None = None, **params: Any
+) -> Any:
+    function = FUNCTIONS[name]
+    slope = cast(Pass, function.slope)
+    x = arguments.array("x", x)
+    params = {k: arguments.parameter(k, v) for k, v in params.items()}
+    call = _resolve({"x": x}, params)
+    integers = "refused" if function.integers == "refused" else "float32"
+    x = arguments.activation_input("x", call.library, x, integers)
+    values = _pick(slope, _parameters(call.library, x, params, channel_axis))
+    _check_out(call, out, x.shape, call.library.dtype(x), x, *values)
+
+    def work(x: Array, *values: Any) -> Array:
+        return operations.elementwise(call, slope, (x,), values, out)
+
+    return _run(call, f"{name}_derivative", work, x, *values)
+
+
+def activation_backward(
+    name: str,
+    dy: Any,
+    stored: Mapping[str, Any],
+    *,
+    channel_axis: int | None = None,
+    **params: Any,
+) -> tuple[Any, ...]:
+    """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
+    function = FUNCTIONS[name]
+    ((what, kept),) = stored.items()
+    dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
+    params = {k: arguments.parameter(k, v) for k, v in params.items()}
+    call = _resolve({what: kept, "dy": dy}, params)
+    integers = "refused" if function.integers == "refused" else "float32"
+    kept = arguments.activation_input(what, call.library, kept, integers)
+    dy = arguments.gradient("dy", call.library, dy, what, kept)
+    values = _parameters(call.library, kept, params, channel_axis)
+    shapes = {k: tuple(v.shape) for k, v in params.items() if not isinstance(v, float)}
+
+    def work(dy: Array, kept: Array, *values: Any) -> tuple[Array, ...]:
+        named = {"dy": dy, what: kept, **dict(zip(params, values, strict=True))}
+        dx = backward_input(call, function, named)
+        sums = (
+            backward_parameter(call, function, named, k).reshape(shapes.get(k, ()))
+            for k in function.sums
+        )
+        return (dx, *sums)
+
+    result: tuple[Any, ...] = _run(
+        call, f"{name}_backward", work, dy, kept, *(values[k] for k in params)
+    )
+    return result
+
+
+def backward_input(call: Call, function: Function, named: Parameters) -> Array:
+    kernel = function.backward
+    arrays = tuple(named[name] for name in kernel.reads)
+    return operations.elementwise(call, kernel, arrays, _pick(kernel, named))
+
+
+def backward_parameter(call: Call, function: Function, named: Parameters, which: str) -> Array:
+    """The gradient of one parameter, in its own dtype, of x's number of dimensions."""
+    kernel, value, dy = function.sums[which], named[which], named["dy"]
+    scalar = isinstance(value, float)
+    return operations.reduce(
+        call,
+        kernel,
+        tuple(named[name] for name in kernel.reads),
+        (1,) * dy.ndim if scalar else tuple(value.shape),
+        call.library.dtype(dy if scalar else value),
+    )
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def rows(name: str, x: Any, axis: Any, dtype: Any, out: Any) -> Any:
+    function = FUNCTIONS[name]
+    x = arguments.array("x", x)
+    call = resolve(x=x)
+    x = arguments.floating("x", call.library, x, dtype)
+    axes = arguments.row_axes(axis, x.ndim)
+    _check_out(call, out, x.shape, call.library.dtype(x), x)
+    if _tracked(call, x):
+        from .torch import autograd
+
+        return autograd.rows(function, call.backend, x, axes)
+    return operations.rows(call, function.forward, (x,), axes, out)
+
+
+def rows_backward(name: str, dy: Any, y: Any, axis: Any) -> Any:
+    function = FUNCTIONS[name]
+    dy, y = arguments.array("dy", dy), arguments.array("y", y)
+    call = resolve(y=y, dy=dy)
+    y = arguments.floating("y", call.library, y)
+    dy = arguments.gradient("dy", call.library, dy, "y", y)
+    axes = arguments.row_axes(axis, y.ndim)
+
+    def work(dy: Array, y: Array) -> Array:
+        return operations.rows(call, function.backward, (dy, y), axes)
+
+    return _run(call, f"{name}_backward", work, dy, y)
+
+
+def softmax_jacobian(y: Any, axis: Any) -> Any:
+    y = arguments.array("y", y)
+    call = resolve(y=y)
+    y = arguments.floating("y", call.library, y)
+    k = arguments.single_axis("axis", axis, y.ndim) if y.ndim or axis not in (0, -1) else 0
+    return _run(call, "softmax_jacobian", lambda y: operations.softmax_jacobian(call, y, k), y)
+
+
+# -- cross-entropy --------------------------------------------------------------------------------
+
+
+def _class_axis(logits: Array, target: Array, integers: bool, axis: Any) -> int:
+    """The axis of the classes: the last, unless the target fits axis 1 as well."""
+    shape, fits = tuple(logits.shape), tuple(target.shape)
+
+    def row_shape(k: int) -> tuple[int, ...]:
+        return shape[:k] + shape[k + 1 :] if integers else shape
+
+    if axis is None:
+        k = len(shape) - 1
+        if len(shape) > 2 and fits == row_shape(1) == row_shape(k):
+            raise ValueError(
+                f"axis: none came, and a target of shape {fits} fits both axis 1 and the last axis "
+                f"of logits of shape {shape}; give axis=1 or axis=-1"
+            )
+    else:
+        k = arguments.single_axis("axis", axis, len(shape))
+    if fits != row_shape(k):
+        hint = "; it fits axis=1" if len(shape) > 2 and fits == row_shape(1) else ""
+        kind = "classes" if integers else "probabilities"
+        raise ValueError(
+            f"target: {kind} of shape {fits} came, logits of shape {shape} with their classes "
+            f"along axis {k} allow {row_shape(k)}{hint}"
+        )
+    return k
+
+
+class LossCall:
+    """A cross-entropy's arguments, checked: what the three public functions share."""
+
+    def __init__(
+        self,
+        logits: Any,
+        target: Any,
+        *,
+        weight: Any,
+        ignore_index: int,
+        reduction: str,
+        label_smoothing: float,
+        axis: Any,
+        **more: Any,
+    ) -> None:
+        logits, target = arguments.array("logits", logits), arguments.array("target", target)
+        more = {name: arguments.array(name, value) for name, value in more.items()}
+        weight = None if weight is None else arguments.array("weight", weight)
+        given = {"logits": logits, "target": target, "weight": weight, **more}
+        self.call = resolve(**{name: value for name, value in given.items() if value is not None})
+        library = self.call.library
+        self.logits = arguments.floating("logits", library, logits)
+        if not self.logits.ndim:
+            raise ValueError("logits: a 0-d array came, allowed is at least the axis of classes")
+        kind = library.dtype(target)
+        integers = kind in arguments.INTEGERS
+        if not integers and kind not in FLOATING:
+            raise TypeError(
+                f"target: dtype {kind} came, allowed are integer classes, or probabilities in "
+                f"{', '.join(FLOATING)}"
+            )
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction: {reduction!r} came, allowed are 'mean', 'sum', 'none'")
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing: {label_smoothing} came, allowed is 0 to 1")
+        if not integers and ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index: {ignore_index} came with a target of probabilities, which has no "
+                "index to ignore; allowed is a negative number"
+            )
+        k = _class_axis(self.logits, target, integers, axis)
+        classes = self.logits.shape[k]
+        if classes == 0:
+            raise ValueError(
+                f"logits: shape {tuple(logits.shape)} came, allowed is at least one class"
+            )
+        if integers and kind not in ("int32", "int64"):
+            target = library.astype(target, "int64")
+        elif not integers:
+            target = library.astype(target, library.dtype(self.logits))
+        self.target = target
+        self.weight = weight
+        if weight is not None:
+            if tuple(weight.shape) != (classes,):
+                raise ValueError(
+                    f"weight: shape {tuple(weight.shape)} came, allowed is one weight a class: "
+                    f"({classes},)"
+                )
+            if _tracked(self.call, weight):
+                raise ValueError("weight: came requiring grad; class weights are constants")
+            dtype = arguments.compute_dtype(library.dtype(self.logits))
+            weight = library.astype(arguments.floating("weight", library, weight), dtype)
+            self.weight = library.contiguous(weight)
+        self.loss = Loss(k, int(ignore_index), float(label_smoothing), reduction, not integers)  # type: ignore[arg-type]
+        self.more = more
+        if integers and self._checks_targets():
+            self._check_targets(classes)
+
+    def _checks_targets(self) -> bool:
+        """NumPy looks at every target; on a GPU looking would wait for the device."""
+        return self.call.backend == "numpy" or os.environ.get("GPUACT_CHECK") == "1"
+
+    def _check_targets(self, classes: int) -> None:
+        t, ignored = self.target, self.loss.ignore_index
+        wrong = (t != ignored) & ((t < 0) | (t >= classes))
+        if self.call.library.any(wrong):
+            first = int(t[wrong].reshape(-1)[0])
+            raise IndexError(
+                f"target: class {first} came, allowed are 0 to {classes - 1} and the ignore_index "
+                f"{ignored}"
+            )
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.logits.shape)
+        return shape[: self.loss.axis] + shape[self.loss.axis + 1 :]
+
+    def of_rows(self, name: str, shape: tuple[int, ...]) -> Array:
+        """An argument in the loss's dtype: lse, or the gradient of the loss."""
+        value, library = self.more[name], self.call.library
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name}: shape {tuple(value.shape)} came, allowed is {shape}")
+        dtype = arguments.compute_dtype(library.dtype(self.logits))
+        return library.astype(arguments.floating(name, library, value), dtype)
+
+
+def cross_entropy(logits: Any, target: Any, return_lse: bool, **options: Any) -> Any:
+    c = LossCall(logits, target, **options)
+    if _tracked(c.call, c.logits, c.target):
+        from .torch import autograd
+
+        value, lse = autograd.cross_entropy(c.call.backend, c.loss, c.weight, c.logits, c.target)
+    else:
+        value, lse = operations.cross_entropy(c.call, c.logits, c.target, c.weight, c.loss)
+    return (value, lse) if return_lse else value
+
+
+def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **options: Any) -> Any:
+    c = LossCall(logits, target, dloss=dloss, lse=lse, **options)
+    shape = c.row_shape if c.loss.reduction == "none" else ()
+    dloss, lse = c.of_rows("dloss", shape), c.of_rows("lse", c.row_shape)
+
+    def work(dloss: Array, logits: Array, target: Array, lse: Array) -> Array:
+        return operations.cross_entropy_backward(
+            c.call, dloss, logits, target, c.weight, lse, c.loss
+        )
+
+    return _run(c.call, "cross_entropy_backward", work, dloss, c.logits, c.target, lse)
+
+
+def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
+    c = LossCall(logits, target, **options)
+    if dlogits_out is not None:
+        dtype = c.call.library.dtype(c.logits)
+        arguments.output(
+            c.call.library, dlogits_out, c.logits.shape, dtype, c.logits, "dlogits_out"
+        )
+        _refuse_tracked("dlogits_out", c.call, dlogits_out, c.logits, c.target)
+
+    def work(logits: Array, target: Array) -> tuple[Array, Array]:
+        return operations.cross_entropy_with_grad(
+            c.call, logits, target, c.weight, c.loss, dlogits_out
+        )
+
+    return _run(c.call, "cross_entropy_with_grad", work, c.logits, c.target)
+
+
+# -- ahead of time --------------------------------------------------------------------------------
+
+
+def warmup(
+    like: Any, shapes: Sequence[Sequence[int]], dtypes: Sequence[str], functions: Sequence[str]
+) -> int:
+    """Run every function and its backward once for each shape and dtype; how many calls it took."""
+    from . import activations
+
+    library = library_of(like)
+    assert library is not None  # an array that `asarray` made or the caller passed
+    calls = 0
+    for shape in shapes:
+        for dtype in dtypes:
+            x = library.empty(shape, dtype, like)
+            library.copy(x, 0.5)
+            for name in functions:
+                calls += _warm(activations, FUNCTIONS[name], library, x)
+    return calls
+
+
+def _warm(activations: Any, function: Function, library: Library, x: Array) -> int:
+    forward = getattr(activations, function.name)
+    backward = getattr(activations, f"{function.name}_backward")
+    if function.kind == "loss":
+        rows = math.prod(x.shape[:-1])
+        target = library.empty((rows,), "int64", x)
+        library.copy(target, 0)
+        logits = x.reshape(rows, x.shape[-1])
+        loss, lse = forward(logits, target, return_lse=True)
+        backward(loss, logits, target, lse)
+        activations.cross_entropy_with_grad(logits, target)
+        return 3
+    params = {
+        name: 0.25 if default is None else default for name, default in function.defaults.items()
+    }
+    y = forward(x, **params)
+    stored = {"x": x, "y": y}
+    kept = function.saved[0] if function.saved else "x"
+    backward(x, stored[kept], **params)
+    if function.slope is None:
+        return 2
+    getattr(activations, f"{function.name}_derivative")(x, **params)
+    return 3

@@ -1,0 +1,305 @@
+"""What gpuact must know of an array library: NumPy, CuPy, PyTorch. Nothing here computes.
+
+An array belongs to its library by type, asked only of libraries that are already imported: an
+object of a library nobody imported cannot exist. Dtypes go by name ("bfloat16"), memory by pointer
+and byte strides, so that everything above is written once.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+HALF = ("float16", "bfloat16")
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of that name; ml_dtypes is loaded when bfloat16 is first asked for."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a NumPy, CuPy, ml_dtypes or torch dtype, or of its spelling as text."""
+    text = str(dtype)
+    if text.startswith("torch."):
+        return text.removeprefix("torch.")
+    return text if text == "bfloat16" else np.dtype(dtype).name
+
+
+class Library:
+    """NumPy and, with another module behind it, CuPy."""
+
+    name: ClassVar[str] = "numpy"
+    xp: Any = np
+
+    def home(self, x: Any) -> str:
+        """Where the array lives, in the words that error messages use."""
+        return "NumPy"
+
+    def device(self, x: Any) -> str:
+        return "cpu"
+
+    def dtype(self, x: Any) -> str:
+        return str(x.dtype.name)
+
+    def pointer(self, x: Any) -> int:
+        return int(x.__array_interface__["data"][0])
+
+    def strides(self, x: Any) -> tuple[int, ...]:
+        """In bytes."""
+        return tuple(x.strides)
+
+    def itemsize(self, x: Any) -> int:
+        return int(x.dtype.itemsize)
+
+    def writable(self, x: Any) -> bool:
+        return bool(x.flags.writeable)
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
+        return self.xp.empty(tuple(shape), numpy_dtype(dtype))
+
+    def empty_like(self, x: Any, dtype: str) -> Any:
+        """In x's memory order where x is dense."""
+        return self.xp.empty_like(x, numpy_dtype(dtype), subok=False)
+
+    def astype(self, x: Any, dtype: str) -> Any:
+        if self.dtype(x) == dtype:
+            return x
+        with np.errstate(over="ignore"):
+            return x.astype(numpy_dtype(dtype))
+
+    def eye(self, n: int, dtype: str, like: Any) -> Any:
+        return self.xp.eye(n, dtype=numpy_dtype(dtype))
+
+    def permute(self, x: Any, axes: Sequence[int]) -> Any:
+        return x.transpose(tuple(axes))
+
+    def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
+        return self.xp.broadcast_to(x, tuple(shape))
+
+    def contiguous(self, x: Any) -> Any:
+        return self.xp.ascontiguousarray(x)
+
+    def copy(self, destination: Any, source: Any) -> None:
+        destination[...] = source
+
+    def divide(self, a: Any, b: Any) -> Any:
+        """Arrays of the loss's dtype; 0/0 is NaN without a warning."""
+        with np.errstate(all="ignore"):
+            return self.xp.asarray(self.xp.true_divide(a, b))
+
+    def any(self, x: Any) -> bool:
+        """Whether one element is true: waits for the device."""
+        return bool(x.any())
+
+    def native(self, x: Any, backend: str) -> Any:
+        """The same memory as the array that the backend works on."""
+        return x
+
+    def on(self, x: Any, backend: str) -> AbstractContextManager[Any]:
+        """Make x's device and the caller's stream current for the backend."""
+        return nullcontext()
+
+
+class CuPy(Library):
+    name = "cupy"
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.xp = cupy
+        self._kept: list[Any] = []
+
+    def home(self, x: Any) -> str:
+        return "CuPy"
+
+    def device(self, x: Any) -> str:
+        return f"cuda:{x.device.id}"
+
+    def pointer(self, x: Any) -> int:
+        return int(x.data.ptr)
+
+    def writable(self, x: Any) -> bool:
+        return True
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
+        with like.device:
+            x = super().empty(shape, dtype, like)
+        # CuPy's pool knows nothing of CUDA graphs: it would hand this memory to somebody else once
+        # we let go of it, while every replay still writes there.
+        if self.xp.cuda.get_current_stream().is_capturing():
+            self._kept.append(x)
+        return x
+
+    def empty_like(self, x: Any, dtype: str) -> Any:
+        with x.device:
+            return self.xp.empty_like(x, numpy_dtype(dtype))
+
+    def native(self, x: Any, backend: str) -> Any:
+        return _torch_from_cupy(x) if backend == "triton" else x
+
+    def on(self, x: Any, backend: str) -> AbstractContextManager[Any]:
+        if backend != "triton":
+            return cast(AbstractContextManager[Any], x.device)
+        import torch
+
+        stack = ExitStack()
+        stack.enter_context(x.device)
+        stream = self.xp.cuda.get_current_stream().ptr
+        stack.enter_context(torch.cuda.device(x.device.id))
+        stack.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(stream))  # type: ignore[no-untyped-call])
+        return stack
+
+
+class Torch(Library):
+    name = "torch"
+
+    def __init__(self) -> None:
+        import torch
+
+        self.xp = torch
+
+    def home(self, x: Any) -> str:
+        return {"cpu": "PyTorch on the CPU", "cuda": "PyTorch on CUDA"}.get(
+            x.device.type, f"PyTorch on {x.device.type}"
+        )
+
+    def device(self, x: Any) -> str:
+        return str(x.device)
+
+    def dtype(self, x: Any) -> str:
+        return str(x.dtype).removeprefix("torch.")
+
+    def pointer(self, x: Any) -> int:
+        return int(x.data_ptr())
+
+    def strides(self, x: Any) -> tuple[int, ...]:
+        size = x.element_size()
+        return tuple(size * s for s in x.stride())
+
+    def itemsize(self, x: Any) -> int:
+        return int(x.element_size())
+
+    def writable(self, x: Any) -> bool:
+        return True
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
+        return self.xp.empty(tuple(shape), dtype=getattr(self.xp, dtype), device=like.device)
+
+    def empty_like(self, x: Any, dtype: str) -> Any:
+        return self.xp.empty_like(x, dtype=getattr(self.xp, dtype), requires_grad=False)
+
+    def astype(self, x: Any, dtype: str) -> Any:
+        return x.to(getattr(self.xp, dtype))
+
+    def eye(self, n: int, dtype: str, like: Any) -> Any:
+        return self.xp.eye(n, dtype=getattr(self.xp, dtype), device=like.device)
+
+    def permute(self, x: Any, axes: Sequence[int]) -> Any:
+        return x.permute(tuple(axes))
+
+    def contiguous(self, x: Any) -> Any:
+        return x.contiguous()
+
+    def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
+        return x.expand(tuple(shape))
+
+    def divide(self, a: Any, b: Any) -> Any:
+        return a / b
+
+    def native(self, x: Any, backend: str) -> Any:
+        if backend == "triton":
+            return x.detach()
+        x = x.detach().resolve_neg()
+        if backend == "cupy":
+            return _cupy_from_torch(x)
+        if x.dtype == self.xp.bfloat16:  # NumPy has no such dtype of its own: the same bits
+            return x.view(self.xp.int16).numpy().view(numpy_dtype("bfloat16"))
+        return x.numpy()
+
+    def on(self, x: Any, backend: str) -> AbstractContextManager[Any]:
+        if x.device.type != "cuda":
+            return nullcontext()
+        if backend != "cupy":
+            return cast(AbstractContextManager[Any], self.xp.cuda.device(x.device))
+        import cupy
+
+        stack = ExitStack()
+        stream = self.xp.cuda.current_stream(x.device)
+        stack.enter_context(self.xp.cuda.device(x.device))
+        stack.enter_context(cupy.cuda.Device(x.device.index))
+        stack.enter_context(cupy.cuda.Stream.from_external(stream))
+        return stack
+
+
+def _cupy_from_torch(x: Any) -> Any:
+    import cupy
+    import torch
+
+    if x.dtype == torch.bfloat16:  # unknown to the interface through which memory is shared
+        return cupy.asarray(x.view(torch.int16)).view(numpy_dtype("bfloat16"))
+    return cupy.asarray(x)
+
+
+def _torch_from_cupy(x: Any) -> Any:
+    import torch
+
+    device = torch.device("cuda", x.device.id)
+    if x.dtype.name == "bfloat16":
+        return torch.as_tensor(x.view(np.int16), device=device).view(torch.bfloat16)
+    return torch.as_tensor(x, device=device)
+
+
+_libraries: dict[str, Library] = {"numpy": Library()}
+
+
+def library_of(x: Any) -> Library | None:
+    """The library whose array x is, or None."""
+    if isinstance(x, np.ndarray):
+        return _libraries["numpy"]
+    for name, kind, make in (("torch", "Tensor", Torch), ("cupy", "ndarray", CuPy)):
+        module = sys.modules.get(name)
+        array_type = getattr(module, kind, None)  # absent while the import is still going on
+        if array_type is not None and isinstance(x, array_type):
+            if name not in _libraries:
+                _libraries[name] = make()
+            return _libraries[name]
+    return None
+
+
+def extent(library: Library, x: Any) -> tuple[int, int]:
+    """The first byte that x touches, and the one behind its last."""
+    start = library.pointer(x)
+    if 0 in x.shape:
+        return start, start
+    steps = [(n - 1) * s for n, s in zip(x.shape, library.strides(x), strict=True)]
+    return (
+        start + sum(min(0, step) for step in steps),
+        start + sum(max(0, step) for step in steps) + library.itemsize(x),
+    )
+
+
+def same_memory(library: Library, a: Any, b: Any) -> bool:
+    """Element for element in the same places."""
+    return bool(
+        library.pointer(a) == library.pointer(b)
+        and tuple(a.shape) == tuple(b.shape)
+        and library.strides(a) == library.strides(b)
+        and library.itemsize(a) == library.itemsize(b)
+    )
+
+
+def overlap(library: Library, a: Any, b: Any) -> bool:
+    """Whether a write to a could change b: by their extents, which errs on the safe side."""
+    (a0, a1), (b0, b1) = extent(library, a), extent(library, b)
+    return a0 < b1 and b0 < a1 and math.prod(a.shape) > 0

@@ -1,0 +1,360 @@
+"""One call end to end: where the result goes, which view the kernel sees, and the launch.
+
+Arguments are already checked (`arguments.py`) and in their library's own arrays. A result is
+written where the caller wants it: into `out` itself where a kernel can, through a temporary where
+`out` overlaps an input in part or cannot be seen as the kernel must see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .arguments import compute_dtype
+from .catalogue import Pass
+from .dispatch import Call
+from .libraries import overlap, same_memory
+
+Array = Any
+
+
+def _deliver(
+    call: Call,
+    out: Array | None,
+    inputs: Sequence[Array],
+    fresh: Callable[[], Array],
+    write: Callable[[Array], None],
+) -> Array:
+    """Write the result into `out`, by way of new memory where a direct write would be wrong."""
+    library = call.library
+    target = fresh() if out is None else out
+    clashes = out is not None and any(
+        overlap(library, out, x) and not same_memory(library, out, x) for x in inputs
+    )
+    result = fresh() if clashes else target
+    if math.prod(result.shape):
+        with library.on(call.like, call.backend):
+            write(result)
+            if clashes:
+                library.copy(target, result)
+    return target
+
+
+def elementwise(
+    call: Call,
+    kernel: Pass,
+    arrays: Sequence[Array],
+    params: Sequence[Array | float],
+    out: Array | None = None,
+) -> Array:
+    """One pass over arrays of one shape and dtype, which the result has too."""
+    library = call.library
+    dtype = library.dtype(arrays[-1])
+
+    def write(result: Array) -> None:
+        native = call.native
+        call.module.elementwise(
+            kernel.formula,
+            tuple(native(a) for a in arrays),
+            tuple(native(p) for p in params),
+            native(result),
+            call.scratch,
+        )
+
+    inputs = [*arrays, *(p for p in params if not isinstance(p, float))]
+    return _deliver(call, out, inputs, lambda: library.empty_like(arrays[-1], dtype), write)
+
+
+def reduce(
+    call: Call, kernel: Pass, arrays: Sequence[Array], shape: Sequence[int], dtype: str
+) -> Array:
+    """The sum of a formula's terms to `shape`, whose axes are the arrays' or 1."""
+    out = call.empty(tuple(shape), dtype)
+    if math.prod(shape):
+        with call.library.on(call.like, call.backend):
+            native = call.native
+            call.module.reduce(
+                kernel.formula, tuple(native(a) for a in arrays), native(out), call.scratch
+            )
+    return out
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowView:
+    """How an array is seen as (outer, n, inner) with its rows along n.
+
+    Neighbouring axes need no more than a new shape; others are first brought to the end.
+    """
+
+    order: tuple[int, ...]  # of the axes
+    shape: tuple[int, int, int]
+    moved: tuple[int, ...]  # the array's shape in that order
+
+    @classmethod
+    def of(cls, shape: Sequence[int], axes: Sequence[int]) -> RowView:
+        axes = axes or (0,)
+        first, last = axes[0], axes[-1]
+        kept = [k for k in range(len(shape)) if k not in axes]
+        neighbours = last - first + 1 == len(axes)
+        before = [k for k in kept if k < first] if neighbours else kept
+        behind = [k for k in kept if k > last] if neighbours else []
+        order = (*before, *axes, *behind) if shape else ()
+
+        def size(of: Sequence[int]) -> int:
+            return math.prod(shape[k] for k in of) if shape else 1
+
+        return cls(order, (size(before), size(axes), size(behind)), tuple(shape[k] for k in order))
+
+    def view(self, call: Call, x: Array) -> Array:
+        """x as (outer, n, inner): a view where the strides allow it, else a copy."""
+        return call.library.permute(x, self.order).reshape(self.shape)
+
+    def views(self, call: Call, x: Array) -> bool:
+        """Whether `view` shares memory with x."""
+        return call.library.pointer(self.view(call, x)) == call.library.pointer(x)
+
+    def back(self, call: Call, x: Array) -> Array:
+        """A C-contiguous (outer, n, inner) array in the original order of axes."""
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return call.library.permute(x.reshape(self.moved), inverse)
+
+
+def _deliver_rows(
+    call: Call,
+    rows: RowView,
+    dtype: str,
+    out: Array | None,
+    inputs: Sequence[Array],
+    write: Callable[[Array], None],
+) -> Array:
+    """`_deliver` for kernels that see (outer, n, inner)."""
+
+    def fresh() -> Array:
+        return rows.back(call, call.empty(rows.shape, dtype))
+
+    if out is None or rows.views(call, out):
+        return _deliver(call, out, inputs, fresh, lambda y: write(rows.view(call, y)))
+    result = _deliver(call, None, inputs, fresh, lambda y: write(rows.view(call, y)))
+    with call.library.on(call.like, call.backend):
+        call.library.copy(out, result)
+    return out
+
+
+def rows(
+    call: Call, kernel: Pass, arrays: Sequence[Array], axes: Sequence[int], out: Array | None = None
+) -> Array:
+    """A row function over the given axes; the result has the last array's shape and dtype."""
+    view = RowView.of(arrays[-1].shape, axes)
+
+    def write(result: Array) -> None:
+        native = call.native
+        call.module.rows(
+            kernel.formula,
+            tuple(native(view.view(call, a)) for a in arrays),
+            native(result),
+            call.scratch,
+        )
+
+    return _deliver_rows(call, view, call.library.dtype(arrays[-1]), out, arrays, write)
+
+
+_JACOBIAN = Pass("softmax_backward", ("dy", "y"))
+
+
+def softmax_jacobian(call: Call, y: Array, axis: int) -> Array:
+    """diag(s) - s sᵀ over two new last axes: softmax's backward of every unit vector."""
+    library = call.library
+    n = y.shape[axis] if y.ndim else 1
+    kept = [k for k in range(y.ndim) if k != axis]
+    batch = tuple(y.shape[k] for k in kept)
+    outer = math.prod(batch)
+    dtype = library.dtype(y)
+    s = library.permute(y, (*kept, axis)).reshape(outer, n, 1) if y.ndim else y.reshape(1, 1, 1)
+    shape = (outer, n, n)
+    with library.on(call.like, call.backend):
+        unit = library.eye(n, dtype, call.like).reshape(1, n, n)
+    arrays = (library.broadcast(unit, shape), library.broadcast(s, shape))
+    return rows(call, _JACOBIAN, arrays, (1,)).reshape((*batch, n, n))
+
+
+# -- cross-entropy --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The options of a cross-entropy, and how its logits are seen."""
+
+    axis: int
+    ignore_index: int
+    label_smoothing: float
+    reduction: Literal["mean", "sum", "none"]
+    probabilities: bool  # the target's kind
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
+
+
+_TOTAL = Pass("linear_dbias", ("dy",))  # the plain sum
+
+
+@dataclass(frozen=True)
+class LossView:
+    """Logits (outer, classes, inner), target and weight as the kernels see them."""
+
+    loss: Loss
+    view: RowView
+    logits: Array
+    target: Array
+    weight: Array | None
+    dtype: str  # of loss and lse
+
+    @classmethod
+    def of(
+        cls, call: Call, logits: Array, target: Array, weight: Array | None, loss: Loss
+    ) -> LossView:
+        view = RowView.of(logits.shape, (loss.axis,))
+        outer, _, inner = view.shape
+        seen = view.view(call, target) if loss.probabilities else target.reshape(outer, inner)
+        dtype = compute_dtype(call.library.dtype(logits))
+        return cls(loss, view, view.view(call, logits), seen, weight, dtype)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        outer, _, inner = self.view.shape
+        return outer, inner
+
+    def arguments(self, call: Call) -> tuple[Array, Array, Array | None]:
+        return call.native(self.logits), call.native(self.target), call.native(self.weight)
+
+
+def _denominator(call: Call, seen: LossView) -> Array | float:
+    """What a mean divides by: the number of rows, or the weight of the targets that count."""
+    if seen.loss.probabilities:
+        return float(math.prod(seen.rows))
+    weights = call.empty(seen.rows, seen.dtype)
+    if math.prod(seen.rows):
+        _, target, weight = seen.arguments(call)
+        call.module.target_weight(
+            target,
+            weight,
+            call.native(weights),
+            classes=seen.view.shape[1],
+            ignore_index=seen.loss.ignore_index,
+        )
+    return _total(call, weights)
+
+
+def _total(call: Call, x: Array) -> Array:
+    return reduce(call, _TOTAL, (x,), (1, 1), call.library.dtype(x)).reshape(())
+
+
+def _reduced(call: Call, seen: LossView, losses: Array, shape: Sequence[int]) -> Array:
+    """The losses of the rows as the caller wants them."""
+    if seen.loss.reduction == "none":
+        return losses.reshape(tuple(shape))
+    total = _total(call, losses)
+    if seen.loss.reduction == "sum":
+        return total
+    return call.library.divide(total, _denominator(call, seen))
+
+
+def _row_shape(logits: Array, loss: Loss) -> tuple[int, ...]:
+    return tuple(n for k, n in enumerate(logits.shape) if k != loss.axis)
+
+
+def cross_entropy(
+    call: Call, logits: Array, target: Array, weight: Array | None, loss: Loss
+) -> tuple[Array, Array]:
+    """The loss, reduced, and the log-sum-exp of every row."""
+    with call.library.on(call.like, call.backend):
+        seen = LossView.of(call, logits, target, weight, loss)
+        losses, lse = (call.empty(seen.rows, seen.dtype) for _ in range(2))
+        if math.prod(seen.rows):
+            call.module.cross_entropy(
+                *seen.arguments(call),
+                call.native(losses),
+                call.native(lse),
+                **loss.options,
+                empty=call.scratch,
+            )
+        shape = _row_shape(logits, loss)
+        return _reduced(call, seen, losses, shape), lse.reshape(shape)
+
+
+def _row_scale(call: Call, seen: LossView, dloss: Array) -> Array:
+    """The gradient that reaches each row's loss, broadcast over (outer, inner)."""
+    library = call.library
+    if seen.loss.reduction == "none":
+        return dloss.reshape(seen.rows)
+    if seen.loss.reduction == "mean":
+        dloss = library.divide(dloss, _denominator(call, seen))
+    return library.broadcast(dloss.reshape(1, 1), seen.rows)
+
+
+def cross_entropy_backward(
+    call: Call,
+    dloss: Array,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    lse: Array,
+    loss: Loss,
+) -> Array:
+    """dlogits from what forward kept: logits, target and lse."""
+    library = call.library
+    seen = LossView.of(call, logits, target, weight, loss)
+
+    def write(dlogits: Array) -> None:
+        z, t, w = seen.arguments(call)
+        call.module.cross_entropy_backward(
+            call.native(_row_scale(call, seen, dloss)),
+            z,
+            t,
+            w,
+            call.native(library.contiguous(lse.reshape(seen.rows))),
+            call.native(dlogits),
+            **loss.options,
+            empty=call.scratch,
+        )
+
+    return _deliver_rows(call, seen.view, library.dtype(logits), None, (), write)
+
+
+def cross_entropy_with_grad(
+    call: Call,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    loss: Loss,
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    """The loss, reduced, and its gradient by the logits, in one pass over them."""
+    library = call.library
+    with library.on(call.like, call.backend):
+        seen = LossView.of(call, logits, target, weight, loss)
+        losses = call.empty(seen.rows, seen.dtype)
+        one = call.empty((1, 1), seen.dtype)
+        library.copy(one, 1.0)
+        rows_one = library.broadcast(one, seen.rows)
+        scale = rows_one if loss.reduction == "none" else _row_scale(call, seen, one.reshape(()))
+
+    def write(dlogits: Array) -> None:
+        call.module.cross_entropy_with_grad(
+            call.native(scale),
+            *seen.arguments(call),
+            call.native(losses),
+            call.native(dlogits),
+            **loss.options,
+            empty=call.scratch,
+        )
+
+    inputs = [x for x in (logits, target, weight) if x is not None]
+    dlogits = _deliver_rows(call, seen.view, library.dtype(logits), out, inputs, write)
+    with library.on(call.like, call.backend):
+        return _reduced(call, seen, losses, _row_shape(logits, loss)), dlogits

@@ -1,0 +1,1 @@
+"""gpuact for PyTorch; loaded only when torch is in use."""

@@ -1,0 +1,168 @@
+"""PyTorch's reverse mode over gpuact's own backward functions.
+
+Backward runs on autograd's thread, where `using()` does not reach: each function remembers the
+backend that ran forward. Gradients are not differentiable again; autograd says so when asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .. import calls, operations
+from ..catalogue import FUNCTIONS, Function
+from ..dispatch import Call
+from ..libraries import library_of
+from ..operations import Loss
+
+Tensor = torch.Tensor
+
+
+def _call(backend: str, like: Tensor) -> Call:
+    library = library_of(like)
+    assert library is not None  # a tensor always has one
+    return Call(library, like, backend)
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, function: Function, backend: str, x: Tensor, *params: Tensor | float
+    ) -> Tensor:
+        y = operations.elementwise(_call(backend, x), function.forward, (x,), params)
+        kept = y if "y" in function.saved else x
+        tensors = [p for p in params if isinstance(p, Tensor)]
+        ctx.save_for_backward(kept, *tensors)
+        ctx.function, ctx.backend = function, backend
+        ctx.scalars = [None if isinstance(p, Tensor) else p for p in params]
+        return cast(Tensor, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        function: Function = ctx.function
+        kept, *tensors = ctx.saved_tensors
+        arrays = iter(tensors)
+        values = [next(arrays) if scalar is None else scalar for scalar in ctx.scalars]
+        named = {
+            "dy": dy,
+            "y" if "y" in function.saved else "x": kept,
+            **dict(zip(function.forward.parameters, values, strict=True)),
+        }
+        call = _call(ctx.backend, dy)
+        _, _, wanted, *wanted_params = ctx.needs_input_grad
+        dx = calls.backward_input(call, function, named) if wanted else None
+        sums = (
+            calls.backward_parameter(call, function, named, name) if needed else None
+            for name, needed in zip(function.forward.parameters, wanted_params, strict=True)
+        )
+        return (None, None, dx, *sums)
+
+
+def activation(function: Function, backend: str, x: Tensor, *params: Tensor | float) -> Tensor:
+    return cast(Tensor, _Activation.apply(function, backend, x, *params))  # type: ignore[no-untyped-call]
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, function: Function, backend: str, x: Tensor, axes: tuple[int, ...]
+    ) -> Tensor:
+        y = operations.rows(_call(backend, x), function.forward, (x,), axes)
+        ctx.save_for_backward(y)
+        ctx.function, ctx.backend, ctx.axes = function, backend, axes
+        return cast(Tensor, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        dx = operations.rows(_call(ctx.backend, dy), ctx.function.backward, (dy, y), ctx.axes)
+        return None, None, dx, None
+
+
+def rows(function: Function, backend: str, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return cast(Tensor, _Rows.apply(function, backend, x, axes))  # type: ignore[no-untyped-call]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: str,
+        loss: Loss,
+        weight: Tensor | None,
+        logits: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        call = _call(backend, logits)
+        value, lse = operations.cross_entropy(call, logits, target, weight, loss)
+        ctx.save_for_backward(logits, target, weight, lse)
+        ctx.backend, ctx.loss = backend, loss
+        ctx.set_materialize_grads(False)  # an output that nobody used comes back as None
+        return value, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, target, weight, lse = ctx.saved_tensors
+        loss: Loss = ctx.loss
+        call = _call(ctx.backend, logits)
+        *_, wanted, target_wanted = ctx.needs_input_grad
+        dlogits = dtarget = None
+        if wanted and dloss is not None:
+            dlogits = operations.cross_entropy_backward(
+                call, dloss, logits, target, weight, lse, loss
+            )
+        if wanted and dlse is not None:
+            s = operations.rows(call, FUNCTIONS["softmax"].forward, (logits,), (loss.axis,))
+            by_lse = s * dlse.unsqueeze(loss.axis).to(s.dtype)
+            dlogits = by_lse if dlogits is None else dlogits + by_lse
+        if target_wanted and dloss is not None:
+            dtarget = _target_gradient(call, dloss, logits, weight, loss).to(target.dtype)
+        return None, None, None, dlogits, dtarget
+
+
+def _target_gradient(
+    call: Call, dloss: Tensor, logits: Tensor, weight: Tensor | None, loss: Loss
+) -> Tensor:
+    """By probabilities Y the loss is linear: -(1 - ε) w log S, scaled by the reduction."""
+    z = logits.to(dloss.dtype)
+    log_s = operations.rows(call, FUNCTIONS["log_softmax"].forward, (z,), (loss.axis,))
+    gradient = log_s * (loss.label_smoothing - 1)
+    if weight is not None:
+        gradient = gradient * weight.reshape([-1 if k == loss.axis else 1 for k in range(z.ndim)])
+    if loss.reduction == "none":
+        dloss = dloss.unsqueeze(loss.axis)
+    elif loss.reduction == "mean":
+        dloss = dloss / (z.numel() // z.shape[loss.axis])
+    return cast(Tensor, gradient * dloss)
+
+
+def cross_entropy(
+    backend: str, loss: Loss, weight: Tensor | None, logits: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    result = _CrossEntropy.apply(backend, loss, weight, logits, target)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], result)
+
+
+class _Underivable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, name: str, work: Callable[..., Any], *inputs: Any) -> Any:
+        ctx.name = name
+        return work(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError(
+            f"gpuact.{ctx.name} has no derivative of its own; detach its inputs, or differentiate "
+            "the forward function"
+        )
+
+
+def underivable(name: str, work: Callable[..., Any], *inputs: Any) -> Any:
+    """Run `work` so that a gradient asked of it later is refused, never silently zero."""
+    return _Underivable.apply(name, work, *inputs)  # type: ignore[no-untyped-call]
