@@ -69,7 +69,7 @@ def reduce(formula: str, arrays: tuple[Array, ...], shape: tuple[int, ...]) -> t
         return terms.sum(axes, keepdims=True), np.abs(terms).sum(axes, keepdims=True)
 
 
-# -- rows: arrays (outer, n, inner), the row is axis 1 ----------------------------------------------
+# -- rows: arrays (outer, n, inner), the row is axis 1 --------------------------------------------
 
 
 def softmax(x: Any) -> Array:
@@ -106,7 +106,7 @@ def distance(x: Any) -> Array:
 ROWS = {f.__name__: f for f in (softmax, log_softmax, softmax_backward, log_softmax_backward)}
 
 
-# -- cross-entropy: logits (outer, classes, inner) --------------------------------------------------
+# -- cross-entropy: logits (outer, classes, inner) ------------------------------------------------
 
 
 def valid_target(target: Array, classes: int, ignore_index: int) -> tuple[Array, Array]:

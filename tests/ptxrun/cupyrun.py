@@ -1,8 +1,8 @@
 """Run CUDA C++ and CuPy's own kernels without a GPU.
 
 CuPy writes the CUDA source of an ElementwiseKernel, NVRTC compiles it, `run_ptx` carries it out on
-numpy arrays; a RawModule brings its own source.  CuPy's private functions are used (14.x); it is imported only here,
-when a function is called.
+numpy arrays; a RawModule brings its own source.  CuPy's private functions are used (14.x); it is
+imported only here, when a function is called.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -38,11 +39,8 @@ def _runtime_headers() -> list[str]:
     return [f"-I{p}" for p in found if os.path.isdir(p)]
 
 
-@cache
-def nvrtc_ptx(
-    source: str, arch: int = 80, options: tuple[str, ...] = (), cupy_headers: bool = False
-) -> str:
-    """Compile CUDA C++ to PTX with CuPy's compiler options.
+def _nvrtc(source: str, arch: str, options: tuple[str, ...], cubin: bool) -> bytes:
+    """Compile with CuPy's compiler options.
 
     CuPy appends -ftz=true after the caller's options, and NVRTC obeys the last one: so here too.
     """
@@ -50,16 +48,22 @@ def nvrtc_ptx(
     from cupy_backends.cuda.libs import nvrtc
 
     given = core.assemble_cupy_compiler_options(options)
-    flags = (f"-arch=compute_{arch}", *given, *_runtime_headers(), "-ftz=true")
-    program = nvrtc.createProgram((_HEADERS if cupy_headers else "") + source, "k.cu", [], [])
+    flags = (f"-arch={arch}", *given, *_runtime_headers(), "-ftz=true")
+    program = nvrtc.createProgram(source, "k.cu", [], [])
     try:
         nvrtc.compileProgram(program, flags)
-        ptx = nvrtc.getPTX(program)
+        made = nvrtc.getCUBIN(program) if cubin else nvrtc.getPTX(program)
     except nvrtc.NVRTCError as e:
         raise RuntimeError(nvrtc.getProgramLog(program)) from e
     finally:
         nvrtc.destroyProgram(program)
-    return (ptx.decode() if isinstance(ptx, bytes) else ptx).rstrip("\0")
+    return made.encode() if isinstance(made, str) else made
+
+
+@cache
+def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str:
+    """CUDA C++ to PTX."""
+    return _nvrtc(source, f"compute_{arch}", options, False).decode().rstrip("\0")
 
 
 @cache
@@ -68,9 +72,34 @@ def parsed(ptx: str) -> PTXModule:
     return PTXModule(ptx)
 
 
-def raw_ptx(module: Any, arch: int = 80) -> str:
-    """The PTX of a cupy.RawModule, from its source text and options."""
-    return nvrtc_ptx(module.code, arch, tuple(module.options))
+@dataclass(frozen=True)
+class Source:
+    """What CuPy gives the compiler, and the packed arguments of one call."""
+
+    code: str
+    options: tuple[str, ...]
+    args: Sequence[Any]
+    size: int = 0  # threads, of an elementwise kernel
+
+    def ptx(self, arch: int = 80) -> str:
+        return nvrtc_ptx(self.code, arch, self.options)
+
+    def cubin(self, arch: int = 80) -> bytes:
+        return _nvrtc(self.code, f"sm_{arch}", self.options, True)
+
+
+def _raw_argument(x: Any) -> Any:
+    """What CuPy copies into the argument buffer: numpy scalars by their own width."""
+    if isinstance(x, np.ndarray):
+        return x
+    if isinstance(x, (bool, int, float, np.generic)):  # Python's int is int64, float is float64
+        return np.asarray(x)[()].tobytes()
+    raise TypeError(f"CuPy cannot pass a {type(x).__name__} to a raw kernel")
+
+
+def raw_source(module: Any, args: Sequence[Any] = ()) -> Source:
+    """A cupy.RawModule, and the arguments of one of its kernels."""
+    return Source(module.code, tuple(module.options), [_raw_argument(a) for a in args])
 
 
 def raw(
@@ -85,17 +114,8 @@ def raw(
     **run: Any,
 ) -> Stats | None:
     """module.get_function(name)(grid, block, args) on numpy arrays."""
-    ptx = parsed(raw_ptx(module, arch))
-    return run_ptx(ptx, name, grid, block, [_raw_argument(a) for a in args], shared_mem, **run)
-
-
-def _raw_argument(x: Any) -> Any:
-    """What CuPy copies into the argument buffer: numpy scalars by their own width."""
-    if isinstance(x, np.ndarray):
-        return x
-    if isinstance(x, (bool, int, float, np.generic)):  # Python's int is int64, float is float64
-        return np.asarray(x)[()].tobytes()
-    raise TypeError(f"CuPy cannot pass a {type(x).__name__} to a raw kernel")
+    source = raw_source(module, args)
+    return run_ptx(parsed(source.ptx(arch)), name, grid, block, source.args, shared_mem, **run)
 
 
 def _describe(values: Sequence[Any], types: Sequence[Any]) -> Any:
@@ -103,13 +123,13 @@ def _describe(values: Sequence[Any], types: Sequence[Any]) -> Any:
     import cupy
     from cupy._core import _kernel, _scalar
 
-    infos, args = [], []
+    infos: list[Any] = []
+    args: list[Any] = []
     for x, t in zip(values, types, strict=True):
         if isinstance(x, np.ndarray):
+            contiguous = x.flags.c_contiguous
             infos.append(
-                _kernel._ArgInfo(
-                    _ND, cupy.ndarray, np.dtype(x.dtype), x.ndim, x.flags.c_contiguous, True
-                )
+                _kernel._ArgInfo(_ND, cupy.ndarray, np.dtype(x.dtype), x.ndim, contiguous, True)
             )
             args.append(carray(x))
         else:
@@ -134,15 +154,10 @@ def _broadcast(values: Sequence[Any], params: Sequence[Any]) -> tuple[int, ...]:
     return np.broadcast_shapes(*shapes)
 
 
-def elementwise_ptx(
-    kernel: Any,
-    ins: Sequence[Any],
-    outs: Sequence[np.ndarray],
-    *,
-    arch: int = 80,
-    size: int | None = None,
-) -> tuple[str, list[Any], int]:
-    """PTX, packed arguments and number of threads of a cupy.ElementwiseKernel's call."""
+def elementwise_source(
+    kernel: Any, ins: Sequence[Any], outs: Sequence[np.ndarray], size: int | None = None
+) -> Source:
+    """A cupy.ElementwiseKernel for the types and dimensions of these arguments."""
     from cupy._core import _kernel
 
     values = [*ins, *outs]
@@ -167,8 +182,8 @@ def elementwise_ptx(
         kernel.preamble,
         **extra,
     )
-    ptx = nvrtc_ptx(code, arch, tuple(kernel.kwargs.get("options", ())), True)
-    return ptx, args, int(np.prod(shape, dtype=np.int64))
+    options = tuple(kernel.kwargs.get("options", ()))
+    return Source(_HEADERS + code, options, args, int(np.prod(shape, dtype=np.int64)))
 
 
 def elementwise(
@@ -182,5 +197,6 @@ def elementwise(
     **run: Any,
 ) -> Stats | None:
     """cupy.ElementwiseKernel on numpy arrays; outs have the broadcast shape and are written."""
-    ptx, args, n = elementwise_ptx(kernel, ins, outs, arch=arch, size=size)
-    return run_ptx(parsed(ptx), kernel.name, max(1, -(-n // block)), block, args, **run)
+    source = elementwise_source(kernel, ins, outs, size)
+    grid = max(1, -(-source.size // block))
+    return run_ptx(parsed(source.ptx(arch)), kernel.name, grid, block, source.args, **run)

@@ -93,7 +93,7 @@ def _shift(i: Instruction) -> Spec:
     def fn(a: Any, n: Any) -> Any:
         shift = np.minimum(n, w - 1).astype(dt)
         r = np.left_shift(a, shift) if i.op == "shl" else np.right_shift(a, shift)
-        if t[0] == "s" and i.op == "shr" or (np.ndim(n) == 0 and n < w):
+        if (t[0] == "s" and i.op == "shr") or (np.ndim(n) == 0 and n < w):
             return r
         return np.where(n >= w, dt.type(0), r)
 
@@ -270,7 +270,7 @@ def _comparison(cmp: str, t: str, ftz: bool) -> Callable[[Any, Any], Any]:
 
     def fn(a: Any, b: Any) -> Any:
         x, y = up(t, a, ftz), up(t, b, ftz)
-        if unordered and cmp in ("equ", "neu") or not unordered and cmp == "ne":
+        if (unordered and cmp in ("equ", "neu")) or (not unordered and cmp == "ne"):
             different = (x < y) | (x > y)
             return different if cmp == "ne" else x != y if cmp == "neu" else ~different
         return ~COMPARE[INVERSE[cmp[:2]]](x, y) if unordered else base(x, y)
@@ -469,11 +469,8 @@ def _div(i: Instruction) -> Spec:
         x, y = up(t, a, ftz), up(t, b, ftz)
         if t == "f64":
             return x / y
-        if mode == "rn":
-            r = x / y
-        else:
-            # no quotient of float32 values is closer than 2**-49 to a float32 without being one
-            r = round32(np.asarray(x, np.float64) / y, mode)
+        # no quotient of float32 values is closer than 2**-49 to a float32 without being one
+        r = x / y if mode == "rn" else round32(np.asarray(x, np.float64) / y, mode)
         if approx == "approx":  # documented: a huge divisor gives zero (NaN for inf / huge)
             huge = (np.abs(y) > 2.0**126) & np.isfinite(y)
             r = np.where(huge, np.where(np.isinf(x), np.nan, 0.0 * r), r).astype(np.float32)
@@ -609,7 +606,7 @@ def _cvt(i: Instruction) -> Spec:
                 return down(dt, a.astype(np.float32), sat=sat)
             return down(dt, a.astype(np.float64), mode, sat=sat)
 
-        if mode != "rn" and WIDTH[st] == 64 or mode != "rn" and dt == "f64":
+        if (mode != "rn" and WIDTH[st] == 64) or (mode != "rn" and dt == "f64"):
             raise i.unsupported()
         return Spec((dt,), (st,), to_float)
     to = NUMPY[dt]

@@ -117,7 +117,7 @@ def split_commas(s: str) -> list[str]:
         elif ch == "," and depth == 0:
             out.append(s[start:i].strip())
             start = i + 1
-    return out + [s[start:].strip()] if s[start:].strip() else out
+    return [*out, s[start:].strip()] if s[start:].strip() else out
 
 
 _ATTR = r"(?:\s*\.(?:align\s+\d+|ptr|shared|global|const|local|v2|v4|attribute\([^)]*\)))*"

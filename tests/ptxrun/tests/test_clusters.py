@@ -199,7 +199,7 @@ def test_mbarrier_faults(x):
     with pytest.raises(PTXError, match="more arrivals"):
         launch(exchange(PLAIN, ARRIVALS="2"), x)
     module = exchange()
-    with pytest.raises(PTXError, match="no mbarrier.init"):
+    with pytest.raises(PTXError, match=r"no mbarrier\.init"):
         launch(
             exchange(
                 SEND=PARTS["SEND"] + " rb += 8;", WAIT=PARTS["WAIT"].replace('"r"(b)', '"r"(b + 8)')
@@ -273,7 +273,8 @@ def test_addresses_and_registers():
         (
             (
                 "setp.eq.u32 pp, r, 0; @pp barrier.cluster.arrive; @pp barrier.cluster.wait;"
-                "mov.u32 t, 1; @pp mapa.shared::cluster.u32 a, a, t; @pp ld.shared::cluster.u32 b, [a];"
+                "mov.u32 t, 1; @pp mapa.shared::cluster.u32 a, a, t;"
+                "@pp ld.shared::cluster.u32 b, [a];"
             ),
             "has exited",
         ),
@@ -346,7 +347,7 @@ extern "C" __global__ void k(unsigned* y) {
 def test_launch_shape(softmax, x):
     with pytest.raises(PTXError, match="no multiple of the cluster"):
         run_ptx(softmax, "softmax", 5, 128, [x, x.copy(), 3001], cluster=2)
-    with pytest.raises(PTXError, match="breaks .reqnctapercluster"):
+    with pytest.raises(PTXError, match=r"breaks \.reqnctapercluster"):
         ptx("mov.u32 b, 0;", cluster=4)
     source = re.sub("global__ void", "global__ void __cluster_dims__(2, 1, 1)", COOPERATIVE)
     y = np.zeros_like(x)

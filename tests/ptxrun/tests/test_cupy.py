@@ -109,5 +109,5 @@ def test_raw_module(rng):
 @pytest.mark.parametrize("n, a", ((np.int32(300), 0.1), (300, np.float32(0.1))))
 def test_raw_scalars_have_the_width_of_their_parameter(n, a):
     x = np.zeros(300, "f4")
-    with pytest.raises(PTXError, match="argument . has 4 bytes, the parameter 8"):
+    with pytest.raises(PTXError, match=r"argument \d has 4 bytes, the parameter 8"):
         raw(MODULE, "scale", (3,), (128,), (x, x, n, a))

@@ -93,29 +93,29 @@ CASES = {
     "mad.lo.cc.u32 d,$0,$1,$2; madc.hi.u32 d,$0,$1,$3;": lambda a, b, c, d: ((a * b + c) >> 32) + d,
     "mul.wide.u32 xx,$0,$1; mov.b64 {x,y},xx; mov.b32 d,y;": lambda a, b, c, d: a * b >> 32,
     "mad.wide.s32 xx,$0,$1,-5; mov.b64 {x,y},xx; mov.b32 d,x;": lambda a, b, c, d: s(a) * s(b) - 5,
-    "{ .reg .b16 l,h; mov.b32 {l,h},$0; mov.b32 d,{h,l}; }": lambda a, b, c, d: (
-        (a >> 16) | (a << 16)
+    ("{ .reg .b16 l,h; mov.b32 {l,h},$0; mov.b32 d,{h,l}; }"): (
+        lambda a, b, c, d: (a >> 16) | (a << 16)
     ),
-    "setp.lt.s32 pp|qq,$0,$1; selp.b32 x,1,0,pp; selp.b32 y,2,0,qq; add.u32 d,x,y;": lambda a, b, c, d: (
-        1 if s(a) < s(b) else 2
+    ("setp.lt.s32 pp|qq,$0,$1; selp.b32 x,1,0,pp; selp.b32 y,2,0,qq; add.u32 d,x,y;"): (
+        lambda a, b, c, d: 1 if s(a) < s(b) else 2
     ),
-    "setp.hi.u32 qq,$2,$3; setp.ge.and.u32 pp,$0,$1,!qq; selp.b32 d,7,9,pp;": lambda a, b, c, d: (
-        7 if a >= b and not c > d else 9
+    ("setp.hi.u32 qq,$2,$3; setp.ge.and.u32 pp,$0,$1,!qq; selp.b32 d,7,9,pp;"): (
+        lambda a, b, c, d: 7 if a >= b and not c > d else 9
     ),
     "set.lt.u32.s32 d,$0,$1;": lambda a, b, c, d: M32 if s(a) < s(b) else 0,
     "slct.b32.s32 d,$0,$1,$2;": lambda a, b, c, d: a if s(c) >= 0 else b,
-    "{ .reg .b16 h; cvt.u16.u32 h,$0; cvt.s32.s16 d,h; }": lambda a, b, c, d: (
-        (a & 0xFFFF) - (0x10000 if a & 0x8000 else 0)
+    ("{ .reg .b16 h; cvt.u16.u32 h,$0; cvt.s32.s16 d,h; }"): (
+        lambda a, b, c, d: (a & 0xFFFF) - (0x10000 if a & 0x8000 else 0)
     ),
     "cvt.sat.s8.s32 d,$0;": lambda a, b, c, d: max(-128, min(127, s(a))),
-    "cvt.s64.s32 xx,$0; cvt.u64.u32 yy,$1; mul.hi.s64 xx,xx,yy; cvt.u32.u64 d,xx;": lambda a, b, c, d: (
-        (s(a) * b) >> 64
+    ("cvt.s64.s32 xx,$0; cvt.u64.u32 yy,$1; mul.hi.s64 xx,xx,yy; cvt.u32.u64 d,xx;"): (
+        lambda a, b, c, d: (s(a) * b) >> 64
     ),
-    "mov.b64 xx,{$0,$1}; mov.b64 yy,{$2,$3}; mul.hi.u64 xx,xx,yy; cvt.u32.u64 d,xx;": lambda a, b, c, d: (
-        ((a | b << 32) * (c | d << 32)) >> 64
+    ("mov.b64 xx,{$0,$1}; mov.b64 yy,{$2,$3}; mul.hi.u64 xx,xx,yy; cvt.u32.u64 d,xx;"): (
+        lambda a, b, c, d: ((a | b << 32) * (c | d << 32)) >> 64
     ),
-    "mov.b64 xx,{$0,$1}; mov.b64 yy,{$2,$3}; mul.hi.s64 xx,xx,yy; cvt.u32.u64 d,xx;": lambda a, b, c, d: (
-        ((a | s(b) << 32) * (c | s(d) << 32)) >> 64
+    ("mov.b64 xx,{$0,$1}; mov.b64 yy,{$2,$3}; mul.hi.s64 xx,xx,yy; cvt.u32.u64 d,xx;"): (
+        lambda a, b, c, d: ((a | s(b) << 32) * (c | s(d) << 32)) >> 64
     ),
 }
 

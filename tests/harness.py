@@ -1,0 +1,308 @@
+"""Who executes a backend: its real host code, on compiled PTX, on Triton's interpreter, on a GPU.
+
+An executor places NumPy arrays where its backend wants them, with the same strides and the same
+address modulo 16 bytes; every output and temporary starts as NaN, the gaps between its elements
+included. Where there is no GPU, the one function of a backend that launches is replaced by the PTX
+interpreter, so all that runs above and below it is what a GPU would run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bounds import DTYPES
+from tests.ptxrun import PTXModule
+from tests.truth import Array
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+REQUIRE_GPU = os.environ.get("GPUACT_REQUIRE_GPU") == "1"
+TARGET = 90  # the compute capability that kernels are compiled for here
+
+
+def named(dtype: str) -> np.dtype[Any]:
+    return DTYPES.get(dtype) or np.dtype(dtype)
+
+
+def poison(dtype: np.dtype[Any]) -> Any:
+    """NaN; for integers a value that no test expects."""
+    return -77 if dtype.kind in "iu" else np.nan
+
+
+# -- arrays ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Placed:
+    """An array of an executor (`native`) in memory of its own, which begins and ends as it does."""
+
+    executor: Executor
+    native: Any
+    memory: Any
+    before: Array  # what the memory held at first
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]  # strides in elements
+    offset: int
+
+    def _view(self, flat: Array) -> Array:
+        strides = tuple(s * flat.itemsize for s in self.steps)
+        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
+
+    def numpy(self) -> Array:
+        """The values now. Nothing beside the elements may have been written."""
+        after = self.executor.to_numpy(self.memory)
+        inside = np.zeros(after.shape, bool)
+        self._view(inside)[...] = True
+        bits = f"u{after.dtype.itemsize}"
+        changed = (after.view(bits) != self.before.view(bits)) & ~inside
+        assert not changed.any(), f"written between the elements: {np.flatnonzero(changed)[:9]}"
+        return self._view(after)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch, with what it takes to compile it again for another GPU."""
+
+    kernel: str
+    dtypes: tuple[str, ...]
+    cubin: Callable[[int], bytes]  # compute capability → machine code
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A backend and what stands under it."""
+
+    name: str
+    family: str  # column of the table of bounds
+    backend: ModuleType
+    copy: Callable[[Array], Any]  # a 1-D NumPy array → one of the backend's
+    view: Callable[[Any, tuple[int, ...], tuple[int, ...], int], Any]  # shape, steps, offset
+    to_numpy: Callable[[Any], Array]
+    negative_strides: bool = True
+    options: dict[str, Any] = field(default_factory=lambda: {"racecheck": True})  # of run_ptx
+    launches: list[Launch] = field(default_factory=list)
+
+    @property
+    def gpu(self) -> bool:
+        return self.family in ("cupy", "triton")
+
+    def place(self, x: Array, blank: bool = False) -> Placed:
+        """A copy with the strides and the misalignment of x; `blank`: filled with poison."""
+        x = np.asarray(x)
+        item = x.dtype.itemsize
+        steps = tuple(s // item for s in x.strides)
+        reach = [s * (n - 1) for s, n in zip(steps, x.shape, strict=True)] if x.size else []
+        low, high = sum(min(0, r) for r in reach), sum(max(0, r) for r in reach)
+        phase = (x.ctypes.data + low * item) % 16 // item
+        offset = phase - low if x.size else 0
+        before = np.full(offset + high + 1 if x.size else 0, poison(x.dtype), x.dtype)
+        placed = Placed(self, None, None, before, x.shape, steps, offset)
+        if not blank:
+            placed._view(before)[...] = x
+        placed.memory = self.copy(before.copy())
+        placed.native = self.view(placed.memory, x.shape, steps, offset)
+        return placed
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """Where a backend gets its temporaries from."""
+        return self.place(np.empty(shape, named(dtype)), blank=True).native
+
+
+# -- launches, executed by the PTX interpreter ----------------------------------------------------
+
+EXECUTED: Counter[tuple[str, str, tuple[str, ...]]] = Counter()  # executor, kernel, dtypes
+
+
+def _record(executor: Executor, launch: Launch) -> None:
+    EXECUTED[executor.name, launch.kernel, launch.dtypes] += 1
+    executor.launches.append(launch)
+
+
+def _dtype_of(x: Any) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _changed(executor: Executor, ptx: str) -> tuple[str, dict[str, Any]]:
+    """The PTX as a test wants it (`change` plants a fault), and the options of run_ptx."""
+    options = dict(executor.options)
+    change = options.pop("change", None)
+    return (change(ptx) if change else ptx), options
+
+
+def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]:
+    from triton import JITFunction
+
+    from tests.ptxrun.tritonrun import compile_triton, describe, run_built
+
+    def launch(
+        kernel: Any,
+        grid: tuple[int, ...],
+        args: tuple[Any, ...],
+        constexprs: dict[str, Any],
+        num_warps: int,
+    ) -> None:
+        options = {"num_warps": num_warps, "enable_fp_fusion": True}
+        seen = [describe(a) for a in args]
+
+        def cubin(capability: int) -> bytes:
+            built = compile_triton(kernel, seen, constexprs, capability, **options)
+            return built.compiled.asm["cubin"]
+
+        constants = [f.__name__ for f in constexprs.values() if isinstance(f, JITFunction)]
+        name = " ".join([kernel.__name__, *constants])
+        dtypes = tuple(_dtype_of(a) for a in args if hasattr(a, "dtype"))
+        _record(executor, Launch(name, dtypes, cubin))
+        if run:
+            built = compile_triton(kernel, args, constexprs, TARGET, **options)
+            ptx, how = _changed(executor, built.compiled.asm["ptx"])
+            module = built.module if ptx is built.compiled.asm["ptx"] else PTXModule(ptx)
+            run_built(built, module, grid, [args[k] for k in built.passed], **how)
+
+    return launch
+
+
+def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[..., None]]:
+    from tests.ptxrun import run_ptx
+    from tests.ptxrun.cupyrun import elementwise_source, parsed, raw_source
+
+    def launch(source: Any, name: str, grid: Any, block: Any, arrays: tuple[Any, ...]) -> None:
+        dtypes = tuple(_dtype_of(a) for a in arrays if isinstance(a, np.ndarray))
+        _record(executor, Launch(name, dtypes, source.cubin))
+        if run:
+            ptx, how = _changed(executor, source.ptx(TARGET))
+            run_ptx(parsed(ptx), name, grid, block, source.args, **how)
+
+    def launch_elementwise(kernel: Any, args: tuple[Any, ...], out: Array) -> None:
+        source = elementwise_source(kernel, args, [out])
+        block = 128  # CuPy's
+        launch(source, kernel.name, max(1, -(-source.size // block)), block, (*args, out))
+
+    def launch_raw(
+        module: Any, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
+    ) -> None:
+        launch(raw_source(module, args), name, grid, block, args)
+
+    return {"launch_elementwise": launch_elementwise, "launch_raw": launch_raw}
+
+
+# -- the executors --------------------------------------------------------------------------------
+
+
+def _numpy_view(
+    memory: Array, shape: tuple[int, ...], steps: tuple[int, ...], offset: int
+) -> Array:
+    strides = tuple(s * memory.itemsize for s in steps)
+    return np.lib.stride_tricks.as_strided(memory[offset:], shape, strides)
+
+
+def _to_torch(x: Array) -> Any:
+    import torch
+
+    if x.dtype == DTYPES["bfloat16"]:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def _from_torch(x: Any) -> Array:
+    import torch
+
+    x = x.cpu()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(DTYPES["bfloat16"])
+    return x.numpy()
+
+
+def _torch_view(memory: Any, shape: tuple[int, ...], steps: tuple[int, ...], offset: int) -> Any:
+    return memory.as_strided(shape, steps, offset)
+
+
+def _cupy_view(memory: Any, shape: tuple[int, ...], steps: tuple[int, ...], offset: int) -> Any:
+    import cupy
+
+    strides = tuple(s * memory.itemsize for s in steps)
+    return cupy.lib.stride_tricks.as_strided(memory[offset:], shape, strides)
+
+
+def _numpy() -> Executor:
+    backend = import_module("gpuact.backends.numpy")
+    return Executor("numpy", "numpy", backend, np.copy, _numpy_view, np.copy)
+
+
+def _cupy_ptx() -> Executor:
+    backend = import_module("gpuact.backends.cupy")
+    return Executor("cupy-ptx", "cupy", backend, np.copy, _numpy_view, np.copy)
+
+
+def _triton_ptx() -> Executor:
+    backend = import_module("gpuact.backends.triton")
+    tools = (_to_torch, _torch_view, _from_torch, False)
+    return Executor("triton-ptx", "triton", backend, *tools)
+
+
+def _triton_interpreter() -> Executor:
+    backend = import_module("gpuact.backends.triton")
+    tools = (_to_torch, _torch_view, _from_torch, False)
+    return Executor("triton-interpreter", "interpreter", backend, *tools)
+
+
+def _cupy_cuda() -> Executor:
+    import cupy
+
+    backend = import_module("gpuact.backends.cupy")
+    return Executor("cupy-cuda", "cupy", backend, cupy.asarray, _cupy_view, cupy.asnumpy)
+
+
+def _triton_cuda() -> Executor:
+    backend = import_module("gpuact.backends.triton")
+    tools = (lambda x: _to_torch(x).cuda(), _torch_view, _from_torch, False)
+    return Executor("triton-cuda", "triton", backend, *tools)
+
+
+EXECUTORS: dict[str, Callable[[], Executor]] = {
+    "numpy": _numpy,
+    "cupy-ptx": _cupy_ptx,
+    "triton-ptx": _triton_ptx,
+    "triton-interpreter": _triton_interpreter,
+    "cupy-cuda": _cupy_cuda,
+    "triton-cuda": _triton_cuda,
+}
+NEEDS = {"cupy": ("cupy",), "triton": ("torch", "triton")}  # packages, by the name's first word
+MARKS = {"triton-interpreter": pytest.mark.interpreter, "cupy-cuda": pytest.mark.gpu}
+MARKS["triton-cuda"] = pytest.mark.gpu
+
+
+def executors(*names: str) -> list[Any]:
+    """Parameters for pytest: those that need a GPU or a process of their own are marked."""
+    return [pytest.param(name, marks=MARKS.get(name, ())) for name in names or EXECUTORS]
+
+
+def make(name: str, monkeypatch: pytest.MonkeyPatch, run: bool = True) -> Executor:
+    """The executor, or a skip with the reason why it is not to be had here.
+
+    run=False: launches are recorded and nothing is executed.
+    """
+    for package in NEEDS.get(name.split("-")[0], ()):
+        pytest.importorskip(package)
+    if name.endswith("-cuda") and (reason := _no_gpu(name)):
+        (pytest.fail if REQUIRE_GPU else pytest.skip)(reason)
+    executor = EXECUTORS[name]()
+    if name == "triton-ptx":
+        monkeypatch.setattr(executor.backend, "launch", triton_launcher(executor, run))
+    if name == "cupy-ptx":
+        for function, replacement in cupy_launchers(executor, run).items():
+            monkeypatch.setattr(executor.backend, function, replacement)
+    return executor
+
+
+@cache
+def _no_gpu(name: str) -> str | None:
+    return import_module(f"gpuact.backends.{name.split('-')[0]}").why_not()
