@@ -1,6 +1,5 @@
 """Activation functions at the memory limit of a CUDA GPU, the same on NumPy, CuPy and PyTorch."""
 
-from . import backends as _  # the package first, so that loading it never hides the function
 from .activations import (
     cross_entropy,
     cross_entropy_backward,

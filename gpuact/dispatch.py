@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+# Loads the package `backends` now: later it would hide the public function of that name.
+from .backends import BACKENDS
 from .libraries import FLOATING, Library, dtype_name, library_of, numpy_dtype
-
-BACKENDS = ("numpy", "cupy", "triton")
 
 # The backends that can take an array, the array's own first.
 TAKES = {

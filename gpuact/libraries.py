@@ -157,7 +157,8 @@ class CuPy(Library):
         stack.enter_context(x.device)
         stream = self.xp.cuda.get_current_stream().ptr
         stack.enter_context(torch.cuda.device(x.device.id))
-        stack.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(stream))  # type: ignore[no-untyped-call])
+        external = torch.cuda.ExternalStream(stream)
+        stack.enter_context(torch.cuda.stream(external))
         return stack
 
 

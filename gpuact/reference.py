@@ -124,8 +124,8 @@ def log_softmax_backward(dy: Array, y: Array) -> Array:
 
 
 # A row too long for one piece is cut into chunks: name → (statistics of a chunk, their merger over
-# all chunks, what finishes a chunk). Softmax's statistics are (max, sum of e^(x - max)); a chunk that
-# is all -inf contributes 0 to the sum, never NaN.
+# all chunks, what finishes a chunk). Softmax's statistics are (max, sum of e^(x - max)); a chunk
+# that is all -inf contributes 0 to the sum, never NaN.
 
 
 def _max_and_sum(x: Array) -> tuple[Array, Array]:

@@ -12,3 +12,5 @@ come from `empty(shape, dtype_name)`; nothing is read back to the host.
     cross_entropy_with_grad(scale, logits, target, weight, loss, dlogits, *, …)
     target_weight(target, weight, out, *, classes, ignore_index)
 """
+
+BACKENDS = ("numpy", "cupy", "triton")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def _share(work: Callable[[Any], None], pieces: Iterable[Any], size: int) -> Non
 def _spans(n: int, count: int) -> list[tuple[int, int]]:
     """range(n) in at most `count` pieces of nearly equal length."""
     edges = np.linspace(0, n, min(n, count) + 1).astype(int).tolist()
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def elementwise(
@@ -89,7 +89,7 @@ def elementwise(
 
     def work(span: tuple[int, int]) -> None:
         mine = pieces.copy()
-        mine.iterrange = span
+        mine.iterrange = span  # type: ignore[misc]  # the stub is wrong: it can be set
         for *values, y in mine:
             blocks = iter(values[len(arrays) :])
             chosen = (next(blocks) if s is None else s for s in scalars)
