@@ -13,20 +13,23 @@ import gpuact
 Single = npt.NDArray[np.float32]
 
 
-def numpy_arrays(x: Single, classes: npt.NDArray[np.int64]) -> None:
+def numpy_arrays(
+    x: Single, classes: npt.NDArray[np.int64], doubles: npt.NDArray[np.float64]
+) -> None:
     assert_type(gpuact.linear(x, 2.0, x), Single)
     assert_type(gpuact.sigmoid(x), Single)
     assert_type(gpuact.tanh(x, out=x), Single)
     assert_type(gpuact.relu(x), Single)
     assert_type(gpuact.leaky_relu(x, 0.2), Single)
     assert_type(gpuact.prelu(x, x, channel_axis=0), Single)
+    assert_type(gpuact.prelu(x, doubles), Single)
     assert_type(gpuact.softmax(x, axis=(0, 1)), Single)
     assert_type(gpuact.log_softmax(x, axis=None), Single)
     assert_type(gpuact.relu(classes), npt.NDArray[np.int64])
 
     assert_type(gpuact.linear_backward(x, x, x, 0.0), tuple[Single, Single, Single])
     assert_type(gpuact.sigmoid_backward(x, x), Single)
-    assert_type(gpuact.tanh_backward(x, x), Single)
+    assert_type(gpuact.tanh_backward(doubles, x), Single)
     assert_type(gpuact.relu_backward(x, x), Single)
     assert_type(gpuact.leaky_relu_backward(x, x, 0.2), Single)
     assert_type(gpuact.prelu_backward(x, x, x), tuple[Single, Single])
