@@ -1,0 +1,152 @@
+"""Runs the CUDA C++ kernels on CuPy arrays.
+
+CuPy, and with it the kernels, is imported by the first call that needs it, never by importing this
+module. The kernels' modules say what to launch; here alone it is launched. Of the arrays only what
+NumPy's have too is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = Any  # cupy.ndarray: CuPy has no types, and may not be there
+Empty = Callable[[tuple[int, ...], str], Array]
+
+INSTALL = 'pip install "gpuact[cuda13]" (or "gpuact[cuda12]" for a CUDA 12 driver)'
+OLDEST = 80  # compute capability 8.0: bfloat16 arithmetic
+
+PROBE = '#include <cuda_fp16.h>\n#include <cuda_bf16.h>\nextern "C" __global__ void probe() {}\n'
+
+
+def why_not() -> str | None:
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            return f"CuPy is not installed: {INSTALL}"
+        return f"CuPy lacks the module {error.name}: {INSTALL}"
+    except Exception as error:
+        return (
+            f"CuPy is installed but cannot be imported ({_brief(error)}): reinstall it, {INSTALL}"
+        )
+    try:
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            return "CuPy finds no CUDA device: check CUDA_VISIBLE_DEVICES and nvidia-smi"
+        capability = int(cupy.cuda.Device().compute_capability)
+    except Exception as error:
+        return f"CuPy finds no usable CUDA driver ({_brief(error)}): install or update NVIDIA's"
+    if capability < OLDEST:
+        return (
+            f"the GPU's compute capability is {capability / 10:.1f}, and gpuact needs "
+            f"{OLDEST / 10:.1f}: use an Ampere or later GPU, or the NumPy backend"
+        )
+    try:
+        cupy.RawModule(code=PROBE).compile()
+    except Exception as error:
+        return f"CuPy cannot compile kernels ({_brief(error)}); NVRTC and CUDA's headers: {INSTALL}"
+    return None
+
+
+def _brief(error: Exception) -> str:
+    """The first line of what an error says: CuPy frames the error of a broken install in a page."""
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
+def launch_elementwise(kernel: Any, args: tuple[Array | float, ...], out: Array) -> None:
+    """The one place that launches an ElementwiseKernel, on the current device and stream."""
+    kernel(*args, out)
+
+
+def launch_raw(
+    module: Any, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
+) -> None:
+    """The one place that launches a RawModule's kernel; None is a null pointer."""
+    module.get_function(name)(
+        grid, block, tuple(np.uint64(0) if arg is None else arg for arg in args)
+    )
+
+
+def elementwise(
+    formula: str, arrays: Sequence[Array], params: Sequence[Array | float], out: Array, empty: Empty
+) -> None:
+    from ..kernels.cupy.elementwise import kernel
+
+    scalars = tuple(isinstance(param, float) for param in params)
+    launch_elementwise(kernel(formula, len(arrays), scalars), (*arrays, *params), out)
+
+
+def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
+    from ..kernels.cupy.reduce import launches
+
+    for launch in launches(formula, arrays, out, empty):
+        launch_raw(*launch)
+
+
+def rows(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
+    from ..kernels.cupy.softmax import launch
+
+    launch_raw(*launch(formula, arrays, out))
+
+
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    loss: Array,
+    lse: Array,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    empty: Empty,
+) -> None:
+    from ..kernels.cupy.cross_entropy import forward
+
+    launch_raw(*forward(logits, target, weight, loss, lse, ignore_index, label_smoothing))
+
+
+def cross_entropy_backward(
+    scale: Array,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    lse: Array,
+    dlogits: Array,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    empty: Empty,
+) -> None:
+    from ..kernels.cupy.cross_entropy import backward
+
+    operands = (scale, logits, target, weight, lse, dlogits)
+    launch_raw(*backward(*operands, ignore_index, label_smoothing))
+
+
+def cross_entropy_with_grad(
+    scale: Array,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    loss: Array,
+    dlogits: Array,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    empty: Empty,
+) -> None:
+    from ..kernels.cupy.cross_entropy import with_grad
+
+    operands = (scale, logits, target, weight, loss, dlogits)
+    launch_raw(*with_grad(*operands, ignore_index, label_smoothing))
+
+
+def target_weight(
+    target: Array, weight: Array | None, out: Array, *, classes: int, ignore_index: int
+) -> None:
+    from ..kernels.cupy.cross_entropy import target_weight as launch
+
+    launch_raw(*launch(target, weight, out, classes, ignore_index))

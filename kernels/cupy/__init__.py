@@ -1,0 +1,64 @@
+"""CUDA C++ for CuPy: the kernels' text beside the Python that builds and measures out a launch.
+
+A header's text goes into a kernel's source, never behind an `#include`: CuPy caches compiled
+kernels by their source text, and would go on using the binary of a header that has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cupy
+
+# dtype → its name in CUDA C++, and the header of CUDA's own that declares it
+C_TYPES = {
+    "float16": ("__half", "#include <cuda_fp16.h>\n"),
+    "bfloat16": ("__nv_bfloat16", "#include <cuda_bf16.h>\n"),
+    "float32": ("float", ""),
+    "float64": ("double", ""),
+    "int32": ("int", ""),
+    "int64": ("long long", ""),
+}
+
+# What launch_raw takes: module, kernel, grid, block, arguments
+Launch = tuple[Any, str, tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
+
+
+def text(header: str) -> str:
+    """The text of one of the .cuh files here."""
+    return Path(__file__).with_name(header).read_text(encoding="utf-8")
+
+
+def compute_name(*dtypes: str) -> str:
+    """The dtype to compute in: float32, or float64 where one of them is float64."""
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def raw_module(types: Mapping[str, str], *texts: str) -> Any:
+    """A module of extern "C" kernels whose types are named by typedef: no mangled names."""
+    includes = dict.fromkeys(C_TYPES[dtype][1] for dtype in types.values())
+    typedefs = (f"typedef {C_TYPES[dtype][0]} {name};\n" for name, dtype in types.items())
+    return cupy.RawModule(code="".join([*includes, *typedefs, *texts]), options=("-std=c++17",))
+
+
+def element_strides(array: Any) -> tuple[int, ...]:
+    """Strides in elements, as the kernels count."""
+    return tuple(stride // array.dtype.itemsize for stride in array.strides)
+
+
+# Threads of the block that takes a row: (rows up to this length, threads). One warp needs no
+# shared memory; a thread takes eight columns at a time; 1024 is the most there is. A row's
+# bits depend on its block, so nothing but its length may choose.
+BLOCKS = ((256, 32), (1024, 128), (8192, 256), (None, 1024))
+
+# Blocks beyond those that an H200 can hold at once (132 × 32) many times over walk the rows.
+MAX_BLOCKS = 1 << 16
+
+
+def row_geometry(shape: tuple[int, int, int]) -> tuple[tuple[int], tuple[int]]:
+    """Grid and block for a kernel over the rows of an (outer, n, inner) array."""
+    outer, n, inner = shape
+    threads = next(threads for longest, threads in BLOCKS if longest is None or n <= longest)
+    return (min(outer * inner, MAX_BLOCKS),), (threads,)
