@@ -35,7 +35,7 @@ def named(dtype: str) -> np.dtype[Any]:
 
 def poison(dtype: np.dtype[Any]) -> Any:
     """NaN; for integers a value that no test expects."""
-    return -77 if dtype.kind in "iu" else np.nan
+    return 77 if dtype.kind in "iu" else np.nan
 
 
 # -- arrays ---------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ if np.finfo(LONG).nmant < 63:
 def long(a: Any) -> Array:
     """To longdouble; the narrow types that numpy does not know by itself go through float64."""
     a = np.asarray(a)
-    return a.astype(LONG) if a.dtype.kind in "fiub" else a.astype(np.float64).astype(LONG)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return a.astype(LONG) if a.dtype.kind in "fiub" else a.astype(np.float64).astype(LONG)
 
 
 # -- elementwise ----------------------------------------------------------------------------------
