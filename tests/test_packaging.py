@@ -146,11 +146,9 @@ import ml_dtypes, numpy as np
 import gpuact
 
 assert Path(gpuact.__file__).parent == Path(sys.argv[1]) / "gpuact"
-for name in ("elementwise", "softmax", "cross_entropy"):
-    for language in ("cupy", "triton"):
-        assert importlib.util.find_spec(f"gpuact.kernels.{language}.{name}"), name
-kernels = Path(importlib.util.find_spec("gpuact.kernels.cupy.elementwise").origin).parent
-assert "sigmoid" in (kernels / "formulas.cuh").read_text()
+for language, text in (("cupy", "formulas.cuh"), ("triton", "formulas.py")):
+    folder = Path(importlib.util.find_spec(f"gpuact.kernels.{language}").origin).parent
+    assert "sigmoid" in (folder / text).read_text()
 
 for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
     x = np.array([[-2, 0, 3], [1, 1, 1]], dtype)
