@@ -2,7 +2,7 @@
 
 An expression over whole arrays goes to memory once per operation and asks the system for every
 temporary anew; page faults then cost more than the arithmetic. Here `np.nditer` hands out pieces of
-64 KiB (cast to the precision of the computation, whatever the strides), the reference computes on
+128 KiB (cast to the precision of the computation, whatever the strides), the reference computes on
 them, and large arrays are shared among threads, for ufuncs release the interpreter's lock.
 """
 
@@ -23,7 +23,7 @@ from .. import reference
 Array = npt.NDArray[Any]
 Empty = Callable[[tuple[int, ...], str], Array]
 
-BLOCK = 1 << 14  # elements: 64 KiB of float32; several such temporaries share one core's L2
+BLOCK = 1 << 15  # elements: 128 KiB of float32; several such temporaries share one core's L2
 PARALLEL = 1 << 17  # elements from which handing work to threads (about 50 µs) pays
 WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 SPANS = 4 * WORKERS  # pieces of a large array: more than threads, so that none waits for long
@@ -50,8 +50,20 @@ def _quietly(work: Callable[[Any], None], piece: Any) -> None:
         work(piece)
 
 
+@cache
+def _keep_blocks() -> None:
+    """Have the C library keep freed blocks instead of returning them to the system each time.
+
+    glibc returns blocks above a threshold at once, and every new one then pays its page faults: a
+    third of the time of a sigmoid. The threshold follows the largest block freed so far; these
+    16 MiB are never touched.
+    """
+    np.empty(1 << 24, np.uint8)
+
+
 def _share(work: Callable[[Any], None], pieces: Iterable[Any], size: int) -> None:
     """Do all pieces: on threads where the arrays are large."""
+    _keep_blocks()
     if size < PARALLEL or WORKERS == 1:
         for piece in pieces:
             _quietly(work, piece)
