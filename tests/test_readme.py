@@ -1,0 +1,36 @@
+"""What README.md says is true: its table is the catalogue's, its examples run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpuact.catalogue import FUNCTIONS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def row(name: str) -> str:
+    f = FUNCTIONS[name]
+    cells = (f"`{name}`", f.formula, f.derivative, f.range, f.kink)
+    return "| " + " | ".join(cells) + " |"
+
+
+def test_the_table_of_functions_is_the_catalogue():
+    table = README.split("<!-- functions -->\n")[1].split("\n<!-- end -->")[0]
+    assert table.splitlines() == [row(name) for name in FUNCTIONS]
+
+
+@pytest.mark.parametrize("library", ("numpy", "torch"))
+def test_the_examples_run(library):
+    pytest.importorskip(library)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (b for b in blocks if b.startswith(f"import {library}"))
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    if library == "numpy":
+        slope, dx = names["slope"], names["dx"]
+        assert slope == pytest.approx(dx, rel=1e-5)
+    else:
+        assert names["x"].grad.shape == (8, 16, 10)
+        assert bool(names["weight"].grad.abs().sum() > 0)
