@@ -5,8 +5,9 @@
 // relu. exp, tanh and fma are CUDA's own (at most 2 ulp) and division is IEEE's. Backward
 // arguments are named for what they read: x or y. NaN in gives NaN out.
 //
-// CuPy always compiles with -ftz=true: float32 subnormals are read as 0 by arithmetic and by
-// comparisons. Results below 2^-126 may become 0 therefore, but the side of a kink must not change.
+// CuPy always compiles with -ftz=true: arithmetic and comparisons take float32 subnormals for 0.
+// An exponential below 2^-126 becomes 0 therefore; but no kink moves, and no product is lost because
+// one factor is subnormal: that is what the helpers before the formulas are for.
 //
 // NVRTC and a host's C++17 compiler both take this file, so that every formula can be tested on
 // all values of a half type without a GPU.
@@ -40,10 +41,18 @@ struct compute<bfloat16> {
 template <typename T>
 using compute_t = typename compute<T>::type;
 
+// a·b + c and a·b in one rounding. Subnormals count, for -ftz=true does not reach __fmaf_ieee_rn;
+// adding -0.0 leaves a product as it is, +0.0 would turn -0.0 into itself.
+GPUACT_FORMULA T multiply_add(T a, T b, T c) { return fma(a, b, c); }
+GPUACT_FORMULA T product(T a, T b) { return a * b; }
+#ifdef __CUDACC__
+GPUACT_INLINE float multiply_add(float a, float b, float c) { return __fmaf_ieee_rn(a, b, c); }
+GPUACT_INLINE float product(float a, float b) { return __fmaf_ieee_rn(a, b, -0.0f); }
+#endif
+
 GPUACT_FORMULA bool is_nan(T x) { return x != x; }
 
-// x > 0. A float is tested by its bits, 1 (the smallest subnormal) to 0x7f800000 (inf): under
-// -ftz=true a comparison takes a subnormal for 0, and the derivative of relu there would be 0.
+// x > 0. A float is tested by its bits, 1 (the smallest subnormal) to 0x7f800000 (inf).
 GPUACT_FORMULA bool is_positive(T x) { return x > T(0); }
 GPUACT_INLINE bool is_positive(float x) {
   return __builtin_bit_cast(unsigned, x) - 1u < 0x7f800000u;
@@ -54,12 +63,12 @@ GPUACT_FORMULA bool is_clipped(T x) { return !is_positive(x) && !is_nan(x); }
 
 // -- linear ---------------------------------------------------------------------------------------
 
-GPUACT_FORMULA T linear(T x, T scale, T bias) { return fma(scale, x, bias); }
+GPUACT_FORMULA T linear(T x, T scale, T bias) { return multiply_add(scale, x, bias); }
 
-GPUACT_FORMULA T linear_backward(T dy, T scale) { return scale * dy; }
+GPUACT_FORMULA T linear_backward(T dy, T scale) { return product(scale, dy); }
 
 // The terms whose sums are the gradients of scale and bias.
-GPUACT_FORMULA T linear_dscale(T dy, T x) { return x * dy; }
+GPUACT_FORMULA T linear_dscale(T dy, T x) { return product(x, dy); }
 GPUACT_FORMULA T linear_dbias(T dy) { return dy; }
 
 GPUACT_FORMULA T linear_derivative(T x, T scale) { return is_nan(x) ? x : scale; }
@@ -72,7 +81,7 @@ GPUACT_FORMULA T sigmoid(T x) {
   return (x < T(0) ? z : T(1)) / (T(1) + z);
 }
 
-GPUACT_FORMULA T sigmoid_backward(T dy, T y) { return dy * (y * (T(1) - y)); }
+GPUACT_FORMULA T sigmoid_backward(T dy, T y) { return product(dy, product(y, T(1) - y)); }
 
 // s (1 - s) would cancel where s rounds to 1.
 GPUACT_FORMULA T sigmoid_derivative(T x) {
@@ -86,12 +95,14 @@ GPUACT_FORMULA T sigmoid_derivative(T x) {
 GPUACT_FORMULA T tanh(T x) { return ::tanh(x); }
 
 // 1 - y^2 in one rounding: rounding y^2 first would cost half the digits where |y| is nearly 1.
-GPUACT_FORMULA T tanh_backward(T dy, T y) { return dy * fma(-y, y, T(1)); }
+GPUACT_FORMULA T tanh_backward(T dy, T y) { return product(dy, multiply_add(-y, y, T(1))); }
 
-// 1 - t^2 would cancel where t rounds to 1.
+// 1 - t^2 would cancel where t rounds to 1. This is 1 / cosh^2; its square comes last, so that
+// the exponential is not lost before its square would be.
 GPUACT_FORMULA T tanh_derivative(T x) {
-  const T z = exp(T(-2) * fabs(x));
-  return T(4) * z / ((T(1) + z) * (T(1) + z));
+  const T z = exp(-fabs(x));
+  const T sech = T(2) * z / (T(1) + z * z);
+  return product(sech, sech);
 }
 
 // -- relu -----------------------------------------------------------------------------------------
@@ -105,10 +116,10 @@ GPUACT_FORMULA T relu_derivative(T x) { return is_nan(x) ? x : T(is_positive(x))
 
 // -- leaky_relu, prelu ----------------------------------------------------------------------------
 
-GPUACT_FORMULA T leaky_relu(T x, T slope) { return is_positive(x) ? x : slope * x; }
+GPUACT_FORMULA T leaky_relu(T x, T slope) { return is_positive(x) ? x : product(slope, x); }
 
 GPUACT_FORMULA T leaky_relu_backward(T dy, T x, T slope) {
-  return is_positive(x) ? dy : slope * dy;
+  return is_positive(x) ? dy : product(slope, dy);
 }
 
 GPUACT_FORMULA T leaky_relu_derivative(T x, T slope) {
@@ -116,6 +127,6 @@ GPUACT_FORMULA T leaky_relu_derivative(T x, T slope) {
 }
 
 // The terms whose sum is the gradient of the slope. x is tested, never y: slopes may be negative.
-GPUACT_FORMULA T prelu_dweight(T dy, T x) { return is_positive(x) ? T(0) : x * dy; }
+GPUACT_FORMULA T prelu_dweight(T dy, T x) { return is_positive(x) ? T(0) : product(x, dy); }
 
 }  // namespace gpuact

@@ -14,6 +14,19 @@ __device__ C term(C (*formula)(C, C), const A* a, const B* b) {
   return formula(to_compute(*a), to_compute(*b));
 }
 
+// Kahan's sum: a thread adds up thousands of terms one after another, and plainly each addition
+// would cost a rounding. The kernel waits for memory, so the three extra operations are free.
+struct Compensated {
+  C sum = 0, excess = 0;
+
+  __device__ void add(C term) {
+    const C corrected = term - excess;
+    const C next = sum + corrected;
+    excess = fabs(next) < INF ? (next - sum) - corrected : C(0);  // inf - inf would make a NaN
+    sum = next;
+  }
+};
+
 }  // namespace gpuact
 
 extern "C" __global__ void sum_terms(const A* a, long long a0, long long a1, long long a2,
@@ -24,14 +37,14 @@ extern "C" __global__ void sum_terms(const A* a, long long a0, long long a1, lon
   __shared__ C parts[THREADS];
   const int x = threadIdx.x, y = threadIdx.y;
   const long long k = blockIdx.x * (long long)blockDim.x + x;
-  C sum = 0;
+  Compensated mine;
   if (k < kept) {
     const long long end = min((blockIdx.y + 1) * chunk, outer * inner);
     long long i = blockIdx.y * chunk + y;
     long long o = i / inner, p = i % inner;  // and then advance by addition: divisions are dear
     const long long o_step = blockDim.y / inner, p_step = blockDim.y % inner;
     for (; i < end; i += blockDim.y) {
-      sum += term(TERM<C>, a + o * a0 + k * a1 + p * a2, b + o * b0 + k * b1 + p * b2);
+      mine.add(term(TERM<C>, a + o * a0 + k * a1 + p * a2, b + o * b0 + k * b1 + p * b2));
       o += o_step;
       p += p_step;
       if (p >= inner) {
@@ -40,7 +53,7 @@ extern "C" __global__ void sum_terms(const A* a, long long a0, long long a1, lon
       }
     }
   }
-  parts[y * blockDim.x + x] = sum;
+  parts[y * blockDim.x + x] = mine.sum;
   for (int half = blockDim.y / 2; half > 0; half /= 2) {
     __syncthreads();
     if (y < half) parts[y * blockDim.x + x] += parts[(y + half) * blockDim.x + x];
