@@ -1,0 +1,7 @@
+"""`python -m gpuact`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
