@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ print(json.dumps(sorted(name for name in loaded - sys.stdlib_module_names)))
 def loaded_by(statement: str) -> set[str]:
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(statement=statement)],
+        cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,
         check=True,

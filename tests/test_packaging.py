@@ -18,6 +18,7 @@ import pytest
 import gpuact
 
 ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("pip")
 setuptools = pytest.importorskip("setuptools", "77")
 
 
