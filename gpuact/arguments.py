@@ -81,8 +81,8 @@ def parameter(name: str, value: Any) -> Any:
     """A parameter: a number as float, an array (or list of numbers) as an array."""
     if isinstance(value, np.ndarray) or library_of(value) is not None:
         return value
-    if isinstance(value, np.generic):
-        value = value.item() if value.dtype.kind in "biuf" else float(value)
+    if isinstance(value, np.generic) and value.dtype.name in FLOATING:
+        return float(value)
     if isinstance(value, Real):
         return float(value)
     if isinstance(value, list | tuple):

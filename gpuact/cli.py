@@ -71,8 +71,8 @@ def _table(*headings: str, **options: Any) -> Table:
     from rich.table import Table
 
     # few borders: a table of formulas is to fit into 80 columns
-    options = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False} | options
-    table = Table(*headings, header_style="bold", **options)
+    options = {"box": SIMPLE_HEAD, **options}
+    table = Table(*headings, header_style="bold", show_edge=False, padding=(0, 1, 0, 0), **options)
     if table.columns:
         table.columns[0].style = "cyan"
         table.columns[0].no_wrap = True

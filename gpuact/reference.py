@@ -5,8 +5,8 @@ float32 and float64 for themselves) and knows nothing of blocks, threads or GPUs
 and derivative stand together; backward arguments are named for what they read: `x` or `y`.
 
 Two habits keep NumPy fast here without hiding the formula (float32, one core, 2¹⁵ elements in the
-cache): `putmask` chooses in 1.0 ns an element where `np.where` takes 5.0, for the latter branches on
-every element; and `maximum` of two arrays takes 0.07 ns where `maximum` with a number takes 0.35.
+cache): `putmask` chooses in 1.0 ns an element where `np.where`, which branches on every one, takes
+5.0; and `maximum` of two arrays takes 0.07 ns where `maximum` with a number takes 0.35.
 
 NaN in gives NaN out. The derivative at a kink is the one that the docstrings of `activations`
 state: 0 for ReLU, the slope for leaky and parametric ReLU.

@@ -113,13 +113,16 @@ def elementwise(
 def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
     function = getattr(reference, formula)
     compute = compute_dtype(arrays[0].dtype)
+    out, *arrays = np.atleast_1d(out, *arrays)
     shape = arrays[0].shape
     if not arrays[0].size:
         out[...] = 0
         return
     summed = tuple(axis for axis, n in enumerate(out.shape) if n == 1)
-    cut = int(np.argmax(shape)) if shape else 0  # slabs along the longest axis
-    slabs = _slabs(shape, cut)
+    cut = int(np.argmax(shape))  # slabs along the longest axis
+    thick = max(1, BLOCK * shape[cut] // arrays[0].size)
+    before = (slice(None),) * cut
+    slabs = [(*before, slice(i, i + thick)) for i in range(0, shape[cut], thick)]
     partials: list[Array] = [np.zeros(())] * len(slabs)
 
     def work(k: int) -> None:
@@ -128,19 +131,11 @@ def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> N
         partials[k] = terms.sum(summed, dtype=np.float64, keepdims=True)
 
     _share(work, range(len(slabs)), arrays[0].size)
-    if cut in summed or not shape:
+    if cut in summed:
         out[...] = np.sum(partials, axis=0)
     else:
         for slab, part in zip(slabs, partials, strict=True):
             out[slab] = part
-
-
-def _slabs(shape: tuple[int, ...], cut: int) -> list[tuple[slice, ...]]:
-    if not shape:
-        return [()]
-    thick = max(1, BLOCK * shape[cut] // int(np.prod(shape)))
-    before = (slice(None),) * cut
-    return [(*before, slice(i, i + thick)) for i in range(0, shape[cut], thick)]
 
 
 # -- rows -----------------------------------------------------------------------------------------
