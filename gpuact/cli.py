@@ -71,18 +71,18 @@ def _table(*headings: str, **options: Any) -> Table:
     from rich.table import Table
 
     # few borders: a table of formulas is to fit into 80 columns
-    options = {"box": SIMPLE_HEAD, **options}
-    table = Table(*headings, header_style="bold", show_edge=False, padding=(0, 1, 0, 0), **options)
-    if table.columns:
-        table.columns[0].style = "cyan"
-        table.columns[0].no_wrap = True
+    layout: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(*headings, header_style="bold", **layout, **options)
+    table.columns[0].style = "cyan"
+    table.columns[0].no_wrap = True
     return table
 
 
 def _print(thing: Any) -> None:
     from rich.console import Console
 
-    Console(highlight=False).print(thing)
+    # "gpuact[cuda13]" is no markup
+    Console(highlight=False, markup=False).print(thing)
 
 
 def info(args: argparse.Namespace) -> None:
@@ -120,9 +120,7 @@ def describe(args: argparse.Namespace) -> None:
     record = _describe(args.name)
     _need("rich")
     _, *lines = str(record).splitlines()
-    table = _table(title=record.name, title_style="bold cyan", show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table = _table("", "", title=record.name, show_header=False)
     for line in lines:
         table.add_row(*line.strip().split(": ", 1))
     _print(table)
