@@ -133,11 +133,10 @@ def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
 
 def test_the_sdist_builds_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (unpacked,) = tmp_path.iterdir()
-    assert not (unpacked / "gpuact" / "kernels").exists()
-    assert not (unpacked / "tests").exists()
-    again = build_wheel(unpacked, tmp_path / "wheel")
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    assert "kernels/cupy/formulas.cuh" in files
+    assert not [name for name in files if name.startswith(("tests", "bench", "gpuact/kernels"))]
+    again = build_wheel(sdist, tmp_path / "wheel")
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
         assert sorted(first.namelist()) == sorted(second.namelist())
 
