@@ -62,9 +62,10 @@ def rounded(y, dtype: tl.constexpr):
     if INTERPRETED and dtype == tl.bfloat16:
         y = y.to(tl.float32)
         bits = y.to(tl.int32, bitcast=True)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-        y = tl.where(y == y, nearest, y)
-    return y.to(dtype)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(y == y, nearest, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return y.to(dtype)
 
 
 @triton.jit
