@@ -391,7 +391,8 @@ def cross_entropy(
 
     logits: (…, C), or with the classes along `axis`. target: integer classes of logits' shape
     without that axis, or probabilities Y of logits' shape (they need not sum to 1). axis: the last
-    by default; where a target of more than two dimensions fits axis 1 as well, it must be given.
+    by default; where logits have more than two dimensions and the target fits axis 1 as well, it
+    must be given.
     weight: (C,), one a class. label_smoothing ε takes (1 − ε) Y + ε/C for Y. Rows whose target is
     `ignore_index` (integers only) give 0 and do not count. reduction: "none" gives a loss a row,
     "sum" their sum, "mean" their sum over the weight of the targets that count (probabilities:

@@ -77,22 +77,17 @@ def gradient(name: str, library: Library, dy: Any, of: str, x: Any) -> Any:
     return library.astype(dy, library.dtype(x))
 
 
-def parameter(name: str, value: Any) -> Any:
-    """A parameter: a number as float, an array (or list of numbers) as an array."""
-    if isinstance(value, np.ndarray) or library_of(value) is not None:
-        return value
+def parameter(name: str, value: Any, arrays: bool) -> Any:
+    """A parameter: a number as float, and where `arrays` are allowed, an array or list as array."""
     if isinstance(value, np.generic) and value.dtype.name in FLOATING:
         return float(value)
     if isinstance(value, Real):
         return float(value)
-    if isinstance(value, list | tuple):
-        return array(name, value)
-    raise TypeError(f"{name}: {type(value).__name__} came, allowed are a number and an array")
-
-
-def parameter_dtype(name: str, library: Library, value: Any) -> Any:
-    """A parameter array in a floating dtype of its own; it never widens the result."""
-    return value if isinstance(value, float) else floating(name, library, value)
+    if not arrays:
+        raise TypeError(f"{name}: {type(value).__name__} came, allowed is a number")
+    if library_of(value) is None and not isinstance(value, list | tuple):
+        raise TypeError(f"{name}: {type(value).__name__} came, allowed are a number and an array")
+    return array(name, value)
 
 
 def broadcast_shape(name: str, value: Any, shape: Sequence[int]) -> tuple[int, ...]:

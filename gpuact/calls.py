@@ -75,6 +75,11 @@ def _parameters(
     return ready
 
 
+def _given(function: Function, params: Parameters) -> dict[str, Any]:
+    """Parameters as floats or arrays; only those that can be learned may be arrays."""
+    return {k: arguments.parameter(k, v, k in function.sums) for k, v in params.items()}
+
+
 def _resolve(arrays: Parameters, params: Parameters) -> Call:
     return resolve(**arrays, **{k: v for k, v in params.items() if not isinstance(v, float)})
 
@@ -88,7 +93,7 @@ def activation(
 ) -> Any:
     function = FUNCTIONS[name]
     x = arguments.array("x", x)
-    params = {k: arguments.parameter(k, v) for k, v in params.items()}
+    params = _given(function, params)
     call = _resolve({"x": x}, params)
     x = arguments.activation_input("x", call.library, x, function.integers)
     values = _pick(function.forward, _parameters(call.library, x, params, channel_axis))
@@ -106,7 +111,7 @@ def derivative(
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
     x = arguments.array("x", x)
-    params = {k: arguments.parameter(k, v) for k, v in params.items()}
+    params = _given(function, params)
     call = _resolve({"x": x}, params)
     integers = "refused" if function.integers == "refused" else "float32"
     x = arguments.activation_input("x", call.library, x, integers)
@@ -131,7 +136,7 @@ def activation_backward(
     function = FUNCTIONS[name]
     ((what, kept),) = stored.items()
     dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
-    params = {k: arguments.parameter(k, v) for k, v in params.items()}
+    params = _given(function, params)
     call = _resolve({what: kept, "dy": dy}, params)
     integers = "refused" if function.integers == "refused" else "float32"
     kept = arguments.activation_input(what, call.library, kept, integers)

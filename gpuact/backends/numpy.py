@@ -131,11 +131,12 @@ def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> N
         partials[k] = terms.sum(summed, dtype=np.float64, keepdims=True)
 
     _share(work, range(len(slabs)), arrays[0].size)
-    if cut in summed:
-        out[...] = np.sum(partials, axis=0)
-    else:
-        for slab, part in zip(slabs, partials, strict=True):
-            out[slab] = part
+    with np.errstate(all="ignore"):  # a sum may overflow out's dtype: infinity is its value then
+        if cut in summed:
+            out[...] = np.sum(partials, axis=0)
+        else:
+            for slab, part in zip(slabs, partials, strict=True):
+                out[slab] = part
 
 
 # -- rows -----------------------------------------------------------------------------------------
