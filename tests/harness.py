@@ -68,6 +68,10 @@ class Placed:
         return self._view(after)
 
 
+    def unchanged(self) -> bool:
+        return self.executor.to_numpy(self.memory).tobytes() == self.before.tobytes()
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel launch, with what it takes to compile it again for another GPU."""
@@ -189,7 +193,8 @@ def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[.
     def launch_raw(
         module: Any, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
     ) -> None:
-        launch(raw_source(module, args), name, grid, block, args)
+        given = [np.uint64(0) if a is None else a for a in args]  # as the backend spells None
+        launch(raw_source(module, given), name, grid, block, args)
 
     return {"launch_elementwise": launch_elementwise, "launch_raw": launch_raw}
 

@@ -1,0 +1,27 @@
+"""Fixtures of the tests at large: on whose arrays, in which dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import gpuact
+from tests.bounds import DTYPES
+from tests.libraries import LIBRARIES, Library, libraries
+
+
+@pytest.fixture(params=libraries())
+def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+    """Every library of arrays; another choice by `indirect=True` and tests.libraries.libraries."""
+    library = LIBRARIES[request.param][0](monkeypatch)
+    if library.backend is None:
+        yield library
+    else:
+        with gpuact.using(library.backend):
+            yield library
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param

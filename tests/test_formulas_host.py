@@ -1,0 +1,132 @@
+"""kernels/cupy/formulas.cuh, compiled by the host's C++ compiler: every formula, every half value.
+
+A GPU adds its own exp and tanh (at most 2 ulp, as here) and CuPy -ftz=true; the text is the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import itertools
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import truth
+from tests.bounds import DTYPES, check, compute_dtype, ulp
+from tests.truth import Array
+
+SOURCE = Path(__file__).with_name("formulas_host.cpp")
+HEADER = SOURCE.parents[1] / "kernels" / "cupy" / "formulas.cuh"
+COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+
+# formula → largest error in ulp of the computation. One product, or one fma, is exact but for its
+# rounding, and a choice is exact; an exp, an addition, a division add about one each.
+BOUND = {
+    "linear": 0.5,
+    "linear_backward": 0.5,
+    "linear_dscale": 0.5,
+    "linear_dbias": 0.0,
+    "linear_derivative": 0.0,
+    "sigmoid": 2.5,
+    "sigmoid_backward": 2.0,
+    "sigmoid_derivative": 4.0,
+    "tanh": 2.0,
+    "tanh_backward": 1.5,
+    "tanh_derivative": 4.5,
+    "relu": 0.0,
+    "relu_backward": 0.0,
+    "relu_derivative": 0.0,
+    "leaky_relu": 0.5,
+    "leaky_relu_backward": 0.5,
+    "leaky_relu_derivative": 0.0,
+    "prelu_dweight": 0.5,
+}
+STORE = 0.5  # and half an ulp of a half type's where it is stored
+
+# What the other operands take on while x, or the y that backward reads, sweeps its values.
+OTHERS = {
+    "dy": (1.0, -2.71875, 1e-40),
+    "slope": (0.01, -1.75),
+    "scale": (1.0, -1.75),
+    "bias": (0.0, -0.7),
+}
+
+
+def sweep(dtype: str) -> Array:
+    """All values of a half type; of the others every nth bit pattern, with care where it counts."""
+    if dtype in ("float16", "bfloat16"):
+        return np.arange(1 << 16, dtype=np.uint16).view(DTYPES[dtype])
+    bits = np.dtype(f"u{DTYPES[dtype].itemsize}")
+    patterns = np.arange(1 << 18, dtype=bits) * bits.type(np.iinfo(bits).max >> 18)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan], DTYPES[dtype])
+    edges = np.arange(5, dtype=bits)  # the smallest subnormals
+    near = np.concatenate([np.linspace(-r, r, 40_001) for r in (0.1, 2.0, 20.0, 110.0, 800.0)])
+    views = [patterns.view(DTYPES[dtype]), edges.view(DTYPES[dtype]), near.astype(DTYPES[dtype])]
+    return np.concatenate([special, *views])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Array]:
+    library = tmp_path_factory.mktemp("formulas") / "formulas.so"
+    command = [COMPILER, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([*command, f"-I{HEADER.parent}", SOURCE, "-o", library], check=True)
+    functions = ctypes.CDLL(str(library))
+
+    def call(formula: str, *operands: Array) -> Array:
+        name = {"float32": "float", "float64": "double"}[operands[0].dtype.name]
+        arrays = [np.ascontiguousarray(a) for a in operands]
+        out = np.full_like(arrays[0], np.nan)
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, out)]
+        getattr(functions, f"{formula}_{name}")(ctypes.c_long(out.size), *pointers)
+        return out
+
+    return call
+
+
+def operands_of(formula: str, dtype: str) -> list[list[Array]]:
+    """The sweep for x or y, and every combination of the others, as stored in dtype."""
+    names = inspect.signature(truth.ELEMENTWISE[formula]).parameters if formula != "tanh" else "x"
+    swept = sweep(dtype)
+    return [
+        [swept if value is None else np.full_like(swept, value) for value in values]
+        for values in itertools.product(*(others(name, formula) for name in names))
+    ]
+
+
+def others(name: str, formula: str) -> tuple[float | None, ...]:
+    return (None,) if name in ("x", "y") or formula == "linear_dbias" else OTHERS[name]
+
+
+def test_every_formula_is_here():
+    """The header, the table above and the truth name the same formulas in the same order."""
+    formulas = HEADER.read_text(encoding="utf-8").split("// -- linear", 1)[1]
+    names = re.findall(r"^GPUACT_FORMULA T (\w+)\(", formulas, re.MULTILINE)
+    assert names == list(BOUND) == list(truth.ELEMENTWISE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("formula", BOUND)
+def test_formula(compiled, formula, dtype):
+    compute = compute_dtype(dtype)
+    for operands in operands_of(formula, dtype):
+        with np.errstate(all="ignore"):  # signalling NaN, and overflow at the store, are meant
+            wide = [a.astype(compute) for a in operands]
+            got = compiled(formula, *wide).astype(DTYPES[dtype])
+        value = truth.elementwise(formula, *operands)
+        allowed = BOUND[formula] * ulp(value, compute)
+        if dtype != compute and BOUND[formula]:
+            allowed = allowed + STORE * ulp(value, dtype)
+        check(got, value, allowed, dtype, f"{formula} {dtype}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_relu_of_minus_zero_is_zero(compiled, dtype):
+    assert not np.signbit(compiled("relu", np.array([-0.0], dtype))).any()
