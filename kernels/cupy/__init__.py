@@ -48,10 +48,10 @@ def element_strides(array: Any) -> tuple[int, ...]:
     return tuple(stride // array.dtype.itemsize for stride in array.strides)
 
 
-# Threads of the block that takes a row: (rows up to this length, threads). One warp needs no
-# shared memory; a thread takes eight columns at a time; 1024 is the most there is. A row's
-# bits depend on its block, so nothing but its length may choose.
-BLOCKS = ((256, 32), (1024, 128), (8192, 256), (None, 1024))
+# Threads of the block that takes a row: (rows up to this length, threads). A thread takes eight
+# columns at a time. Of 512 threads each may use 128 registers, which float64 needs. The bits of a
+# row depend on its block, so nothing but the row's length may choose it.
+BLOCKS = ((256, 32), (1024, 128), (8192, 256), (None, 512))
 
 # Blocks beyond those that an H200 can hold at once (132 × 32) many times over walk the rows.
 MAX_BLOCKS = 1 << 16

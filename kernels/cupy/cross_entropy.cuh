@@ -46,7 +46,7 @@ struct Expected {
     }
   }
 
-  // Σ over one column: without smoothing all others have q = 0, and 0·inf must not enter there.
+  // Without smoothing one column alone has a share.
   __device__ bool one_hot() const { return is_class<T> && all.spread == C(0); }
 
   __device__ C weight(long long j) const {
@@ -61,14 +61,19 @@ struct Expected {
     }
   }
 
-  // Not through lse: max - z is exact where log S is small beside max.
+  // -q log S of one column: not through lse, for max - z is exact where log S is small beside max.
+  // A class without a share counts for nothing, at z = -inf too, where 0·inf would be NaN.
+  static __device__ C term(C q, C z, C max, C log_sum) {
+    return q * ((q == C(0) ? C(0) : max - z) + log_sum);
+  }
+
   __device__ C loss(C max, C log_sum) const {
     if (ignored) return C(0);
     if (outside) return NOT_A_NUMBER;
-    if (one_hot()) return weight(label) * ((max - z_label) + log_sum);
+    if (one_hot()) return term(weight(label), z_label, max, log_sum);
     Sum mine = Sum::none();
     for (long long j = threadIdx.x; j < all.n; j += blockDim.x) {
-      mine.sum += q(j) * ((max - to_compute(z[j])) + log_sum);
+      mine.sum += term(q(j), to_compute(z[j]), max, log_sum);
     }
     return merge_block(mine).sum;
   }
@@ -104,8 +109,8 @@ struct Expected {
 #define GPUACT_TARGET_STRUCT \
   {{target, target0, target1, target2}, weight, weight0, n, inner, ignore_index, C(hit), C(spread)}
 
-extern "C" __global__ void cross_entropy(GPUACT_ROWS(const X, z), C* loss, C* lse,
-                                         GPUACT_TARGET) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+cross_entropy(GPUACT_ROWS(const X, z), C* loss, C* lse, GPUACT_TARGET) {
   using namespace gpuact;
   const Target all = GPUACT_TARGET_STRUCT;
   const Rows<const X> zs = {z, z0, z1, z2};
@@ -121,9 +126,9 @@ extern "C" __global__ void cross_entropy(GPUACT_ROWS(const X, z), C* loss, C* ls
   }
 }
 
-extern "C" __global__ void cross_entropy_backward(GPUACT_ROWS(const C, scale),
-                                                  GPUACT_ROWS(const X, z), const C* lse,
-                                                  GPUACT_ROWS(X, dz), GPUACT_TARGET) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+cross_entropy_backward(GPUACT_ROWS(const C, scale), GPUACT_ROWS(const X, z), const C* lse,
+                       GPUACT_ROWS(X, dz), GPUACT_TARGET) {
   using namespace gpuact;
   const Target all = GPUACT_TARGET_STRUCT;
   const Rows<const X> zs = {z, z0, z1, z2};
@@ -137,9 +142,9 @@ extern "C" __global__ void cross_entropy_backward(GPUACT_ROWS(const C, scale),
   }
 }
 
-extern "C" __global__ void cross_entropy_with_grad(GPUACT_ROWS(const C, scale),
-                                                   GPUACT_ROWS(const X, z), C* loss,
-                                                   GPUACT_ROWS(X, dz), GPUACT_TARGET) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+cross_entropy_with_grad(GPUACT_ROWS(const C, scale), GPUACT_ROWS(const X, z), C* loss,
+                        GPUACT_ROWS(X, dz), GPUACT_TARGET) {
   using namespace gpuact;
   const Target all = GPUACT_TARGET_STRUCT;
   const Rows<const X> zs = {z, z0, z1, z2};

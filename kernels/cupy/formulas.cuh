@@ -97,12 +97,15 @@ GPUACT_FORMULA T tanh(T x) { return ::tanh(x); }
 // 1 - y^2 in one rounding: rounding y^2 first would cost half the digits where |y| is nearly 1.
 GPUACT_FORMULA T tanh_backward(T dy, T y) { return product(dy, multiply_add(-y, y, T(1))); }
 
-// 1 - t^2 would cancel where t rounds to 1. This is 1 / cosh^2; its square comes last, so that
-// the exponential is not lost before its square would be.
+// 1 - t^2 would cancel where t rounds to 1. In the tail e^-2|x| is flushed before 4 e^-2|x| would
+// be, but (2 e^-|x|)^2 is not; elsewhere the square would double the exponential's error.
 GPUACT_FORMULA T tanh_derivative(T x) {
-  const T z = exp(-fabs(x));
-  const T sech = T(2) * z / (T(1) + z * z);
-  return product(sech, sech);
+  if (fabs(x) > T(43)) {
+    const T root = T(2) * exp(-fabs(x));
+    return product(root, root);
+  }
+  const T z = exp(T(-2) * fabs(x));
+  return T(4) * z / ((T(1) + z) * (T(1) + z));
 }
 
 // -- relu -----------------------------------------------------------------------------------------

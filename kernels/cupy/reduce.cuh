@@ -29,7 +29,8 @@ struct Compensated {
 
 }  // namespace gpuact
 
-extern "C" __global__ void sum_terms(const A* a, long long a0, long long a1, long long a2,
+extern "C" __global__ void __launch_bounds__(THREADS)
+sum_terms(const A* a, long long a0, long long a1, long long a2,
                                      const B* b, long long b0, long long b1, long long b2,
                                      R* sums, long long outer, long long kept, long long inner,
                                      long long chunk) {

@@ -8,6 +8,11 @@
 // An (outer, n, inner) array and its strides, as parameters of a kernel.
 #define GPUACT_ROWS(T, a) T *a, long long a##0, long long a##1, long long a##2
 
+// The largest block of __init__.py's table. Kernels promise it, one block at a time: left alone,
+// ptxas may use more registers than so many threads can have, and the launch fails; told less
+// precisely, it saves registers for a second block and spills.
+constexpr int MOST_THREADS = 512;
+
 namespace gpuact {
 
 constexpr C INF = __builtin_bit_cast(float, 0x7f800000);
@@ -109,7 +114,7 @@ __device__ A merge_block(A mine) {
 // This thread's share of a row: columns threadIdx.x, threadIdx.x + blockDim.x, …
 template <typename T>
 __device__ MaxSum max_sum(Row<T> x, long long n) {
-  constexpr int AT_ONCE = 8;  // independent loads and exponentials in flight
+  constexpr int AT_ONCE = 32 / sizeof(C);  // independent loads and exponentials in flight
   MaxSum mine = MaxSum::none();
   for (long long start = threadIdx.x; start < n; start += AT_ONCE * (long long)blockDim.x) {
     C values[AT_ONCE];

@@ -43,26 +43,30 @@ __device__ void backward(Rows<const A> dys, Rows<const B> ys, Rows<R> dxs, long 
 
 #define GPUACT_SHAPE long long rows, long long n, long long inner
 
-extern "C" __global__ void softmax(GPUACT_ROWS(const A, x), GPUACT_ROWS(R, y), GPUACT_SHAPE) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+softmax(GPUACT_ROWS(const A, x), GPUACT_ROWS(R, y), GPUACT_SHAPE) {
   gpuact::forward({x, x0, x1, x2}, {y, y0, y1, y2}, rows, n, inner,
                   [](C d, C sum, C) { return exp(d) / sum; });
 }
 
-extern "C" __global__ void softmax_backward(GPUACT_ROWS(const A, dy), GPUACT_ROWS(const B, y),
-                                            GPUACT_ROWS(R, dx), GPUACT_SHAPE) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+softmax_backward(GPUACT_ROWS(const A, dy), GPUACT_ROWS(const B, y),
+                 GPUACT_ROWS(R, dx), GPUACT_SHAPE) {
   gpuact::backward({dy, dy0, dy1, dy2}, {y, y0, y1, y2}, {dx, dx0, dx1, dx2}, rows, n, inner,
                    [](C dy, C y) { return y * dy; },
                    [](C dy, C y, C sum) { return y * (dy - sum); });
 }
 
 // Not log(softmax(x)), which is -inf where softmax underflows.
-extern "C" __global__ void log_softmax(GPUACT_ROWS(const A, x), GPUACT_ROWS(R, y), GPUACT_SHAPE) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+log_softmax(GPUACT_ROWS(const A, x), GPUACT_ROWS(R, y), GPUACT_SHAPE) {
   gpuact::forward({x, x0, x1, x2}, {y, y0, y1, y2}, rows, n, inner,
                   [](C d, C, C log_sum) { return d - log_sum; });
 }
 
-extern "C" __global__ void log_softmax_backward(GPUACT_ROWS(const A, dy), GPUACT_ROWS(const B, y),
-                                                GPUACT_ROWS(R, dx), GPUACT_SHAPE) {
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+log_softmax_backward(GPUACT_ROWS(const A, dy), GPUACT_ROWS(const B, y),
+                     GPUACT_ROWS(R, dx), GPUACT_SHAPE) {
   gpuact::backward({dy, dy0, dy1, dy2}, {y, y0, y1, y2}, {dx, dx0, dx1, dx2}, rows, n, inner,
                    [](C dy, C) { return dy; },
                    [](C dy, C y, C sum) { return dy - exp(y) * sum; });
