@@ -17,7 +17,7 @@ value), numpy.exceptions.AxisError (an axis), BackendError (a GPU asked for that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 from . import calls
 from .catalogue import FUNCTIONS
@@ -40,7 +40,9 @@ Reduction = Literal["mean", "sum", "none"]
 # -- linear ---------------------------------------------------------------------------------------
 
 
-def linear(x: A, scale: A | float = 1.0, bias: A | float = 0.0, *, out: A | None = None) -> A:
+def linear(
+    x: A, scale: Array | float = 1.0, bias: Array | float = 0.0, *, out: A | None = None
+) -> A:
     """y = scale·x + bias, elementwise; dy/dx = scale everywhere.
 
     scale, bias: numbers, or arrays that broadcast to x's shape (and no further). No kink; the
@@ -55,7 +57,7 @@ def linear(x: A, scale: A | float = 1.0, bias: A | float = 0.0, *, out: A | None
     return result
 
 
-def linear_backward(dy: A, x: A, scale: A | float, bias: A | float) -> tuple[A, A, A]:
+def linear_backward(dy: Array, x: A, scale: Array | float, bias: Array | float) -> tuple[A, A, A]:
     """(dx, dscale, dbias) = (scale·dy, Σ x·dy, Σ dy), each of its argument's shape.
 
     Sums run over the axes along which scale and bias were broadcast (numbers: over all, to 0-d),
@@ -71,7 +73,7 @@ def linear_backward(dy: A, x: A, scale: A | float, bias: A | float) -> tuple[A, 
 
 
 def linear_derivative(
-    x: A, scale: A | float = 1.0, bias: A | float = 0.0, *, out: A | None = None
+    x: A, scale: Array | float = 1.0, bias: Array | float = 0.0, *, out: A | None = None
 ) -> A:
     """f'(x) = scale, whatever x is; NaN at NaN.
 
@@ -100,7 +102,7 @@ def sigmoid(x: A, *, out: A | None = None) -> A:
     return result
 
 
-def sigmoid_backward(dy: A, y: A) -> A:
+def sigmoid_backward(dy: Array, y: A) -> A:
     """dx = dy·y (1 − y), from sigmoid's output y; dy has y's shape and is taken in its dtype.
 
     >>> import gpuact, numpy as np
@@ -142,7 +144,7 @@ def tanh(x: A, *, out: A | None = None) -> A:
     return result
 
 
-def tanh_backward(dy: A, y: A) -> A:
+def tanh_backward(dy: Array, y: A) -> A:
     """dx = dy·(1 − y²), from tanh's output y; dy has y's shape and is taken in its dtype.
 
     >>> import gpuact, numpy as np
@@ -184,7 +186,7 @@ def relu(x: A, *, out: A | None = None) -> A:
     return result
 
 
-def relu_backward(dy: A, y: A) -> A:
+def relu_backward(dy: Array, y: A) -> A:
     """dx = 0 where y ≤ 0, else dy; y is relu's output (its input serves as well).
 
     >>> import gpuact, numpy as np
@@ -225,7 +227,7 @@ def leaky_relu(x: A, negative_slope: float = 0.01, *, out: A | None = None) -> A
     return result
 
 
-def leaky_relu_backward(dy: A, x: A, negative_slope: float = 0.01) -> A:
+def leaky_relu_backward(dy: Array, x: A, negative_slope: float = 0.01) -> A:
     """dx = dy where x > 0, else negative_slope·dy; NaN takes the slope.
 
     For a slope above 0 the output y may stand in for x: it has the same sign.
@@ -253,7 +255,7 @@ def leaky_relu_derivative(x: A, negative_slope: float = 0.01, *, out: A | None =
 # -- prelu ----------------------------------------------------------------------------------------
 
 
-def prelu(x: A, weight: A | float, *, channel_axis: int = 1, out: A | None = None) -> A:
+def prelu(x: A, weight: Array | float, *, channel_axis: int = 1, out: A | None = None) -> A:
     """y = x for x > 0, else weight·x, weight learned; at x = 0 the derivative is weight.
 
     weight: a number or one element (shared), 1-D with one slope for each element of x along
@@ -269,7 +271,7 @@ def prelu(x: A, weight: A | float, *, channel_axis: int = 1, out: A | None = Non
     return result
 
 
-def prelu_backward(dy: A, x: A, weight: A | float, *, channel_axis: int = 1) -> tuple[A, A]:
+def prelu_backward(dy: Array, x: A, weight: Array | float, *, channel_axis: int = 1) -> tuple[A, A]:
     """(dx, dweight): dx = dy where x > 0, else weight·dy; dweight = Σ x·dy over x ≤ 0.
 
     x is tested, never y: slopes may be negative. dweight has weight's shape (a number: 0-d) and is
@@ -286,7 +288,9 @@ def prelu_backward(dy: A, x: A, weight: A | float, *, channel_axis: int = 1) -> 
     return dx, dweight
 
 
-def prelu_derivative(x: A, weight: A | float, *, channel_axis: int = 1, out: A | None = None) -> A:
+def prelu_derivative(
+    x: A, weight: Array | float, *, channel_axis: int = 1, out: A | None = None
+) -> A:
     """f'(x) = 1 for x > 0, weight for x ≤ 0, NaN at NaN.
 
     >>> import gpuact, numpy as np
@@ -318,7 +322,7 @@ def softmax(
     return result
 
 
-def softmax_backward(dy: A, y: A, axis: int | tuple[int, ...] | None = -1) -> A:
+def softmax_backward(dy: Array, y: A, axis: int | tuple[int, ...] | None = -1) -> A:
     """dx = y (dy − Σ y·dy) along `axis`, from softmax's output y: the Jacobian times dy.
 
     >>> import gpuact, numpy as np
@@ -362,7 +366,7 @@ def log_softmax(
     return result
 
 
-def log_softmax_backward(dy: A, y: A, axis: int | tuple[int, ...] | None = -1) -> A:
+def log_softmax_backward(dy: Array, y: A, axis: int | tuple[int, ...] | None = -1) -> A:
     """dx = dy − e^y Σ dy along `axis`, from log_softmax's output y.
 
     >>> import gpuact, numpy as np
@@ -376,17 +380,59 @@ def log_softmax_backward(dy: A, y: A, axis: int | tuple[int, ...] | None = -1) -
 # -- cross_entropy --------------------------------------------------------------------------------
 
 
+@overload
 def cross_entropy(
     logits: A,
-    target: A,
+    target: Array,
     *,
-    weight: A | None = None,
+    weight: Array | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    label_smoothing: float = ...,
+    axis: int | None = ...,
+    return_lse: Literal[False] = ...,
+) -> A: ...
+
+
+@overload
+def cross_entropy(
+    logits: A,
+    target: Array,
+    *,
+    weight: Array | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    label_smoothing: float = ...,
+    axis: int | None = ...,
+    return_lse: Literal[True],
+) -> tuple[A, A]: ...
+
+
+@overload
+def cross_entropy(
+    logits: A,
+    target: Array,
+    *,
+    weight: Array | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    label_smoothing: float = ...,
+    axis: int | None = ...,
+    return_lse: bool,
+) -> A | tuple[A, A]: ...
+
+
+def cross_entropy(
+    logits: A,
+    target: Array,
+    *,
+    weight: Array | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     axis: int | None = None,
     return_lse: bool = False,
-) -> Any:
+) -> A | tuple[A, A]:
     """loss = −Σ_k w_k Y_k log S_k with S = softmax(logits); dZ = S Σ_k w_k Y_k − w ⊙ Y.
 
     logits: (…, C), or with the classes along `axis`. target: integer classes of logits' shape
@@ -423,12 +469,12 @@ def cross_entropy(
 
 
 def cross_entropy_backward(
-    dloss: A,
+    dloss: Array | float,
     logits: A,
-    target: A,
-    lse: A,
+    target: Array,
+    lse: Array,
     *,
-    weight: A | None = None,
+    weight: Array | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
@@ -436,7 +482,7 @@ def cross_entropy_backward(
 ) -> A:
     """dlogits = dloss·(S Σ_k w_k Y_k − w ⊙ Y), S = e^(logits − lse), scaled as the reduction says.
 
-    dloss: 0-d, or of lse's shape for "none"; lse and the options are those of `cross_entropy`. The
+    dloss: a number or 0-d, or of lse's shape for "none"; lse and the options are those of `cross_entropy`. The
     result has logits' shape and dtype. Rows that were ignored get 0.
 
     >>> import gpuact, numpy as np
@@ -461,9 +507,9 @@ def cross_entropy_backward(
 
 def cross_entropy_with_grad(
     logits: A,
-    target: A,
+    target: Array,
     *,
-    weight: A | None = None,
+    weight: Array | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,

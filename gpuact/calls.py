@@ -6,7 +6,6 @@ Here, too, PyTorch's autograd is entered: a call on tensors that require a gradi
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -14,7 +13,7 @@ from typing import Any, cast
 from . import arguments, operations
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
-from .libraries import FLOATING, Library, library_of
+from .libraries import FLOATING, Library
 from .operations import Loss
 
 Array = Any
@@ -262,7 +261,8 @@ class LossCall:
         **more: Any,
     ) -> None:
         logits, target = arguments.array("logits", logits), arguments.array("target", target)
-        more = {name: arguments.array(name, value) for name, value in more.items()}
+        numbers = {name: value for name, value in more.items() if isinstance(value, int | float)}
+        more = {name: arguments.array(name, more[name]) for name in more if name not in numbers}
         weight = None if weight is None else arguments.array("weight", weight)
         given = {"logits": logits, "target": target, "weight": weight, **more}
         self.call = resolve(**{name: value for name, value in given.items() if value is not None})
@@ -310,6 +310,9 @@ class LossCall:
             weight = library.astype(arguments.floating("weight", library, weight), dtype)
             self.weight = library.contiguous(weight)
         self.loss = Loss(k, int(ignore_index), float(label_smoothing), reduction, not integers)  # type: ignore[arg-type]
+        for name, value in numbers.items():
+            more[name] = self.call.empty((), "float64")
+            library.copy(more[name], value)
         self.more = more
         if integers and self._checks_targets():
             self._check_targets(classes)
@@ -392,8 +395,7 @@ def warmup(
     """Run every function and its backward once for each shape and dtype; how many calls it took."""
     from . import activations
 
-    library = library_of(like)
-    assert library is not None  # an array that `asarray` made or the caller passed
+    library = resolve(like=arguments.array("like", like)).library
     calls = 0
     for shape in shapes:
         for dtype in dtypes:
@@ -408,10 +410,9 @@ def _warm(activations: Any, function: Function, library: Library, x: Array) -> i
     forward = getattr(activations, function.name)
     backward = getattr(activations, f"{function.name}_backward")
     if function.kind == "loss":
-        rows = math.prod(x.shape[:-1])
-        target = library.empty((rows,), "int64", x)
+        logits = x.reshape(-1, x.shape[-1] if x.ndim else 1)
+        target = library.empty(logits.shape[:1], "int64", x)
         library.copy(target, 0)
-        logits = x.reshape(rows, x.shape[-1])
         loss, lse = forward(logits, target, return_lse=True)
         backward(loss, logits, target, lse)
         activations.cross_entropy_with_grad(logits, target)

@@ -75,7 +75,7 @@ class Library:
     def astype(self, x: Any, dtype: str) -> Any:
         if self.dtype(x) == dtype:
             return x
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return x.astype(numpy_dtype(dtype))
 
     def eye(self, n: int, dtype: str, like: Any) -> Any:
@@ -192,7 +192,7 @@ class Torch(Library):
         return int(x.element_size())
 
     def writable(self, x: Any) -> bool:
-        return True
+        return not x.is_neg()  # a view whose sign is kept apart from its memory
 
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return self.xp.empty(tuple(shape), dtype=getattr(self.xp, dtype), device=like.device)
@@ -219,9 +219,9 @@ class Torch(Library):
         return a / b
 
     def native(self, x: Any, backend: str) -> Any:
-        if backend == "triton":
-            return x.detach()
         x = x.detach().resolve_neg()
+        if backend == "triton":
+            return x
         if backend == "cupy":
             return _cupy_from_torch(x)
         if x.dtype == self.xp.bfloat16:  # NumPy has no such dtype of its own: the same bits
