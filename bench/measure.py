@@ -1,0 +1,176 @@
+"""How a call is timed: where its arrays live, on whose clock, how often.
+
+Every provider of a case is timed in turn, round after round, so that a clock that drifts or a
+neighbour who wakes up meets all of them. A sample is a batch of calls that lasts long enough for
+the clock; reported are the median of the samples and their 20 and 80 % quantiles. Outputs are
+fresh on every call, for everybody. On a GPU the calls go around inputs of three times the L2
+cache, which would otherwise serve what memory is to serve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from gpuact.libraries import numpy_dtype
+
+Array = Any
+Calls = Sequence[Callable[[], object]]  # the same work on different memory, to go around
+
+ROUNDS = (7, 50)  # at least and at most so many samples of each provider
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call."""
+
+    median: float
+    low: float  # the 20 % quantile
+    high: float  # the 80 % quantile
+    samples: int
+
+
+class Host:
+    """NumPy arrays, and the clock on the wall."""
+
+    batch = 0.002  # seconds that one sample takes at least
+    cache = 0  # bytes to go around; the CPU's cases state what a call on one input costs
+
+    def put(self, array: Array) -> Array:
+        return array
+
+    def copy(self, array: Array) -> Array:
+        return array.copy()
+
+    def take(self, array: Array) -> Array:
+        """As a NumPy array."""
+        return array
+
+    def seconds(self, calls: Calls, count: int) -> float:
+        start = perf_counter()
+        for i in range(count):
+            calls[i % len(calls)]()
+        return perf_counter() - start
+
+    def release(self) -> None:
+        """Give memory back that a pool keeps for this library alone."""
+
+
+class Cupy(Host):
+    """CuPy arrays, and CUDA events."""
+
+    batch = 0.005
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.cupy = cupy
+        self.cache = 3 * cupy.cuda.Device().attributes["L2CacheSize"]
+
+    def put(self, array: Array) -> Array:
+        return self.cupy.asarray(array)
+
+    def take(self, array: Array) -> Array:
+        return self.cupy.asnumpy(array)
+
+    def seconds(self, calls: Calls, count: int) -> float:
+        start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+        start.record()
+        for i in range(count):
+            calls[i % len(calls)]()
+        stop.record()
+        stop.synchronize()
+        return self.cupy.cuda.get_elapsed_time(start, stop) / 1e3
+
+    def release(self) -> None:
+        self.cupy.get_default_memory_pool().free_all_blocks()
+
+
+class TorchHost(Host):
+    """torch CPU tensors, and the clock on the wall."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+
+    def put(self, array: Array) -> Array:
+        if array.dtype.name == "bfloat16":  # the bits: torch does not know ml_dtypes
+            bits = self.torch.from_numpy(array.view(np.int16))
+            return bits.view(self.torch.bfloat16).to(self.device)
+        return self.torch.from_numpy(array).to(self.device)
+
+    def copy(self, array: Array) -> Array:
+        return array.clone()
+
+    def take(self, array: Array) -> Array:
+        array = array.detach().cpu()
+        if array.dtype == self.torch.bfloat16:
+            return array.view(self.torch.int16).numpy().view(numpy_dtype("bfloat16"))
+        return array.numpy()
+
+
+class TorchCuda(TorchHost):
+    """torch CUDA tensors, and CUDA events."""
+
+    device = "cuda"
+    batch = Cupy.batch
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = 3 * self.torch.cuda.get_device_properties().L2_cache_size
+
+    def seconds(self, calls: Calls, count: int) -> float:
+        start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for i in range(count):
+            calls[i % len(calls)]()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+    def release(self) -> None:
+        self.torch.cuda.empty_cache()
+
+
+PLACES: Mapping[str, type[Host]] = {
+    "numpy": Host,
+    "cupy": Cupy,
+    "torch on the CPU": TorchHost,
+    "torch on CUDA": TorchCuda,
+}
+
+
+def rotated(place: Host, arrays: Sequence[Array]) -> list[tuple[Array, ...]]:
+    """The inputs, and as many copies of them as the place's cache asks for."""
+    first = tuple(place.put(array) for array in arrays)
+    more = math.ceil(place.cache / sum(array.nbytes for array in arrays)) - 1
+    return [first, *(tuple(place.copy(array) for array in first) for _ in range(more))]
+
+
+def interleaved(contenders: Mapping[str, tuple[Host, Calls]], budget: float) -> dict[str, Timing]:
+    """Time all contenders in turn, for `budget` seconds in all or the least number of rounds."""
+    counts = {}
+    spent = 0.0
+    for name, (place, calls) in contenders.items():
+        place.seconds(calls, WARM_UP)
+        once = place.seconds(calls, 1)
+        counts[name] = max(1, math.ceil(place.batch / max(once, 1e-9)))
+        spent += once * counts[name]
+    rounds = int(np.clip(budget / spent, *ROUNDS))
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, (place, calls) in contenders.items():
+            samples[name].append(place.seconds(calls, counts[name]) / counts[name])
+    return {
+        name: Timing(*np.quantile(times, (0.5, 0.2, 0.8)).tolist(), rounds)
+        for name, times in samples.items()
+    }

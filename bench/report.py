@@ -1,0 +1,255 @@
+"""A run as people see it (tables) and as it is kept (JSON)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import gpuact
+
+from .digits import ENOUGH, Trained
+from .suite import COPY, Row, Verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+SCHEMA = 1
+
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+def console() -> Console:
+    # "gpuact[bench]" is no markup, and not every number needs a colour
+    return Console(markup=False, highlight=False)
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return next((unit for unit in UNITS if seconds >= unit[0]), UNITS[-1])
+
+
+def _digits(value: float) -> str:
+    """Three digits, as many as a timing is good for."""
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
+
+
+def duration(seconds: float) -> str:
+    scale, unit = _unit(seconds)
+    return f"{_digits(seconds / scale)} {unit}"
+
+
+def _spread(row: Row) -> str:
+    scale, unit = _unit(row.seconds_low)
+    return f"{_digits(row.seconds_low / scale)}–{_digits(row.seconds_high / scale)} {unit}"
+
+
+# -- the throughput table -------------------------------------------------------------------------
+
+
+def print_machine(out: Console) -> None:
+    here = machine()
+    devices = [f"{here['processor']}, {here['cores']} cores", *(g["name"] for g in here["gpus"])]
+    out.print("; ".join(devices))
+    out.print(", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+# Fixed widths, 78 in all: every case is a table of its own, and they line up.
+COLUMNS = (("", 24), ("time", 9), ("20–80 %", 18), ("GB/s", 9), ("of the copy", 11))
+
+
+def _columns() -> Table:
+    table = Table.grid(padding=(0, 1))
+    for name, width in COLUMNS:
+        table.add_column(width=width, justify="right" if name else "left", no_wrap=True)
+    return table
+
+
+def heading() -> Table:
+    table = _columns()
+    table.add_row(*(Text(name, "bold") for name, _ in COLUMNS))
+    return table
+
+
+def case_table(rows: Sequence[Row]) -> Table:
+    """One case: its name and bytes, a line a provider, and below why the others have none."""
+    table = _columns()
+    for row in rows:
+        if row.seconds is None:
+            continue
+        style = "dim" if row.provider == COPY else "bold" if "gpuact" in row.provider else ""
+        rate, share = f"{row.bytes_per_second / 1e9:.1f}", f"{row.share_of_copy:.0%}"
+        cells = (f"  {row.provider}", duration(row.seconds), _spread(row), rate, share)
+        table.add_row(*cells, style=style)
+    return table
+
+
+def print_case(out: Console, rows: Sequence[Row]) -> None:
+    if rows and rows[0].case:
+        megabytes = f"{rows[0].bytes / 1e6:,.1f} MB"
+        out.print(Text(rows[0].case, "cyan").append(f", {rows[0].bytes_formula} = {megabytes}"))
+        out.print(case_table(rows))
+    for row in rows:
+        if row.reason:
+            out.print(Text(f"  {row.provider}: {row.status}: {row.reason}", "yellow"))
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+    table = Table(
+        "gpuact on NumPy", "beside", "goal", "here", "", title="Goals", title_style="bold"
+    )
+    for verdict in verdicts:
+        goal = verdict.goal
+        comparison = "≥" if goal.figure == "times as fast" else "≤"
+        value = "not measured" if verdict.value is None else f"{verdict.value:.2f}"
+        word, style = ("held", "green") if verdict.held else ("missed", "red")
+        table.add_row(
+            goal.case.name,
+            goal.rival,
+            f"{comparison} {goal.limit:g} {goal.figure}",
+            value,
+            Text(word, style),
+        )
+    return table
+
+
+def digits_table(trained: Iterable[Trained]) -> Table:
+    table = Table(
+        "hidden activation", title="Handwritten digits, trained by hand", title_style="bold"
+    )
+    for name in ("test accuracy", "time per epoch", "loss at the end"):
+        table.add_column(name, justify="right")
+    for row in trained:
+        style = "" if row.enough else "red"
+        accuracy = Text(f"{row.accuracy:.1%}", style)
+        table.add_row(row.activation, accuracy, duration(row.seconds), f"{row.loss:.4f}")
+    table.caption = f"bar: {ENOUGH:.0%} for all but linear and sigmoid"
+    return table
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+
+def kernel_hash(folder: Path = ROOT / "kernels") -> str:
+    """Of the kernels' sources: a GPU result speaks for these and no others."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".py", ".cuh"):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """Name, memory and driver of each GPU, as the driver tells; empty where none answers."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or no driver: both mean that there is nothing to tell
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            {
+                "name": pynvml.nvmlDeviceGetName(handle),
+                "memory": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+                "driver": pynvml.nvmlSystemGetDriverVersion(),
+            }
+            for handle in handles
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpus": _gpus(),
+    }
+
+
+PACKAGES = (
+    *("numpy", "ml_dtypes", "scipy", "scikit-learn"),
+    *("cupy-cuda12x", "cupy-cuda13x", "torch", "triton"),
+)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "gpuact": gpuact.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def record(
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    verdicts: Sequence[Verdict],
+    trained: Sequence[Trained],
+) -> dict[str, Any]:
+    """A run as plain data: schema 1."""
+    changed = _git("status", "--porcelain")
+    return {
+        "schema": SCHEMA,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_since_commit": None if changed is None else bool(changed),
+        "kernels": kernel_hash(),
+        "machine": machine(),
+        "versions": versions(),
+        "settings": settings,
+        "rows": [asdict(row) for row in rows],
+        "goals": [
+            {
+                "case": verdict.goal.case.name,
+                "rival": verdict.goal.rival,
+                "figure": verdict.goal.figure,
+                "limit": verdict.goal.limit,
+                "value": verdict.value,
+                "held": verdict.held,
+            }
+            for verdict in verdicts
+        ],
+        "digits": [asdict(row) for row in trained],
+    }
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = result["time"].replace(":", "").replace("-", "").partition("+")[0]
+    path = folder / f"{stamp}-{result['settings']['suite']}.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
