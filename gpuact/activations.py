@@ -482,8 +482,8 @@ def cross_entropy_backward(
 ) -> A:
     """dlogits = dloss·(S Σ_k w_k Y_k − w ⊙ Y), S = e^(logits − lse), scaled as the reduction says.
 
-    dloss: a number or 0-d, or of lse's shape for "none"; lse and the options are those of `cross_entropy`. The
-    result has logits' shape and dtype. Rows that were ignored get 0.
+    dloss: a number or 0-d, or of lse's shape for "none"; lse and the options are those of
+    `cross_entropy`. The result has logits' shape and dtype. Rows that were ignored get 0.
 
     >>> import gpuact, numpy as np
     >>> z, t = np.zeros((1, 2)), np.array([0])

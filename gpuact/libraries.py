@@ -102,8 +102,12 @@ class Library:
         """Whether one element is true: waits for the device."""
         return bool(x.any())
 
+    def shares(self, x: Any, backend: str) -> bool:
+        """Whether `native` is the same memory and not a copy."""
+        return True
+
     def native(self, x: Any, backend: str) -> Any:
-        """The same memory as the array that the backend works on."""
+        """The array that the backend works on: the same memory wherever that is possible."""
         return x
 
     def on(self, x: Any, backend: str) -> AbstractContextManager[Any]:
@@ -145,8 +149,13 @@ class CuPy(Library):
         with x.device:
             return self.xp.empty_like(x, numpy_dtype(dtype))
 
+    def shares(self, x: Any, backend: str) -> bool:
+        return backend != "triton" or min(x.strides, default=0) >= 0  # torch has no others
+
     def native(self, x: Any, backend: str) -> Any:
-        return _torch_from_cupy(x) if backend == "triton" else x
+        if backend != "triton":
+            return x
+        return _torch_from_cupy(x if self.shares(x, backend) else self.contiguous(x))
 
     def on(self, x: Any, backend: str) -> AbstractContextManager[Any]:
         if backend != "triton":

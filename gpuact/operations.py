@@ -30,14 +30,15 @@ def _deliver(
     """Write the result into `out`, by way of new memory where a direct write would be wrong."""
     library = call.library
     target = fresh() if out is None else out
-    clashes = out is not None and any(
-        overlap(library, out, x) and not same_memory(library, out, x) for x in inputs
+    indirect = out is not None and (
+        not library.shares(out, call.backend)
+        or any(overlap(library, out, x) and not same_memory(library, out, x) for x in inputs)
     )
-    result = fresh() if clashes else target
+    result = fresh() if indirect else target
     if math.prod(result.shape):
         with library.on(call.like, call.backend):
             write(result)
-            if clashes:
+            if indirect:
                 library.copy(target, result)
     return target
 
