@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+# Set before torch is loaded: its threads spin against those of the other test processes, and the
+# smallest operation then takes 20 ms.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -8,6 +8,7 @@ is the meaning of every combination of options that counts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -108,8 +109,9 @@ IGNORED = {"default": -100, "in range": 2, "everything": 4}
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def cases(layout: str, kind: str) -> list[Case]:
-    """Every combination of weight, ignore_index, label smoothing and reduction."""
+@cache
+def cases(layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
+    """Every combination of weight, ignore_index, label smoothing and reduction, and torch's word."""
     shape, axis = LAYOUTS[layout]
     rng = np.random.default_rng(7)
     logits = rng.standard_normal(shape) * 3
@@ -133,7 +135,8 @@ def cases(layout: str, kind: str) -> list[Case]:
             target = rng.integers(0, CLASSES, rows).astype(kind)
             if kind != "uint8":
                 target = np.where(rng.random(rows) < 0.3, ignore_index, target).astype(kind)
-        found.append(Case(logits, target, axis, weight, ignore_index, smoothing, reduction))
+        case = Case(logits, target, axis, weight, ignore_index, smoothing, reduction)
+        found.append((case, case.torch()))
     return found
 
 
@@ -148,8 +151,7 @@ def natives(inputs: list[Any]) -> list[Any]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_combination(lib, layout, kind):
-    for case in cases(layout, kind):
-        want = case.torch()
+    for case, want in cases(layout, kind):
         what = f"{lib.name} {case.options} weight {case.weight is not None}"
         inputs = placed(lib, case.logits, case.target, case.weight)
         z, t, w = natives(inputs)
@@ -174,8 +176,7 @@ def test_every_combination(lib, layout, kind):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("lib", TORCH, indirect=True)
 def test_autograd_of_every_combination(lib, layout, kind):
-    for case in cases(layout, kind):
-        want = case.torch()
+    for case, want in cases(layout, kind):
         what = f"{lib.name} {case.options} weight {case.weight is not None}"
         z, t, w = natives(placed(lib, case.logits, case.target, case.weight))
         leaves = [z] if case.target.dtype.kind in "iu" else [z, t]
@@ -194,7 +195,7 @@ def test_autograd_of_every_combination(lib, layout, kind):
 def test_the_gradient_of_lse(lib, kind):
     """Of lse alone, of loss and lse together, of lse when the loss goes unused."""
     for layout in LAYOUTS:
-        case = replace(cases(layout, kind)[0], reduction="sum", label_smoothing=0.1)
+        case = replace(cases(layout, kind)[0][0], reduction="sum", label_smoothing=0.1)
         z, t = natives(placed(lib, case.logits, case.target))
         reference = torch.from_numpy(case.logits.copy()).requires_grad_()
         z.requires_grad_()
