@@ -20,7 +20,9 @@ from gpuact.libraries import numpy_dtype
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-RANDOM = 4_194_301  # random numbers drawn; prime, so that repeating them never aligns with a row
+RANDOM = (
+    4_194_301  # random numbers drawn at most; prime, so that repeating them never aligns with a row
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def inputs(case: Case) -> dict[str, Array]:
     Always random: zeros are moved and multiplied faster than what a network holds.
     """
     rng = np.random.default_rng(0)
-    normal = rng.standard_normal(RANDOM, np.float32).astype(numpy_dtype(case.dtype))
+    count = min(RANDOM, math.prod(case.shape))
+    normal = rng.standard_normal(count, np.float32).astype(numpy_dtype(case.dtype))
     record = case.record
     kernel = record.backward if case.function.endswith("_backward") else record.forward
     arrays: dict[str, Array] = {}

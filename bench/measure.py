@@ -86,7 +86,7 @@ class Cupy(Host):
             calls[i % len(calls)]()
         stop.record()
         stop.synchronize()
-        return self.cupy.cuda.get_elapsed_time(start, stop) / 1e3
+        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3
 
     def release(self) -> None:
         self.cupy.get_default_memory_pool().free_all_blocks()
@@ -135,7 +135,7 @@ class TorchCuda(TorchHost):
             calls[i % len(calls)]()
         stop.record()
         stop.synchronize()
-        return start.elapsed_time(stop) / 1e3
+        return float(start.elapsed_time(stop)) / 1e3
 
     def release(self) -> None:
         self.torch.cuda.empty_cache()
@@ -170,7 +170,8 @@ def interleaved(contenders: Mapping[str, tuple[Host, Calls]], budget: float) -> 
     for _ in range(rounds):
         for name, (place, calls) in contenders.items():
             samples[name].append(place.seconds(calls, counts[name]) / counts[name])
-    return {
-        name: Timing(*np.quantile(times, (0.5, 0.2, 0.8)).tolist(), rounds)
-        for name, times in samples.items()
-    }
+    timings = {}
+    for name, times in samples.items():
+        median, low, high = (float(q) for q in np.quantile(times, (0.5, 0.2, 0.8)))
+        timings[name] = Timing(median, low, high, rounds)
+    return timings

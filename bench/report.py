@@ -21,6 +21,7 @@ from rich.text import Text
 import gpuact
 
 from .digits import ENOUGH, Trained
+from .measure import Timing
 from .suite import COPY, Row, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,9 +50,9 @@ def duration(seconds: float) -> str:
     return f"{_digits(seconds / scale)} {unit}"
 
 
-def _spread(row: Row) -> str:
-    scale, unit = _unit(row.seconds_low)
-    return f"{_digits(row.seconds_low / scale)}–{_digits(row.seconds_high / scale)} {unit}"
+def _spread(timing: Timing) -> str:
+    scale, unit = _unit(timing.low)
+    return f"{_digits(timing.low / scale)}–{_digits(timing.high / scale)} {unit}"
 
 
 # -- the throughput table -------------------------------------------------------------------------
@@ -85,11 +86,11 @@ def case_table(rows: Sequence[Row]) -> Table:
     """One case: its name and bytes, a line a provider, and below why the others have none."""
     table = _columns()
     for row in rows:
-        if row.seconds is None:
+        if row.timing is None:
             continue
         style = "dim" if row.provider == COPY else "bold" if "gpuact" in row.provider else ""
         rate, share = f"{row.bytes_per_second / 1e9:.1f}", f"{row.share_of_copy:.0%}"
-        cells = (f"  {row.provider}", duration(row.seconds), _spread(row), rate, share)
+        cells = (f"  {row.provider}", duration(row.timing.median), _spread(row.timing), rate, share)
         table.add_row(*cells, style=style)
     return table
 
