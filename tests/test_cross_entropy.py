@@ -111,7 +111,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 @cache
 def cases(layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
-    """Every combination of weight, ignore_index, label smoothing and reduction, and torch's word."""
+    """Every combination of weight, ignored, smoothing and reduction, and what torch says."""
     shape, axis = LAYOUTS[layout]
     rng = np.random.default_rng(7)
     logits = rng.standard_normal(shape) * 3
