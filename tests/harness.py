@@ -67,7 +67,6 @@ class Placed:
         assert not changed.any(), f"written between the elements: {np.flatnonzero(changed)[:9]}"
         return self._view(after)
 
-
     def unchanged(self) -> bool:
         return self.executor.to_numpy(self.memory).tobytes() == self.before.tobytes()
 
@@ -133,6 +132,9 @@ def _record(executor: Executor, launch: Launch) -> None:
 
 def _dtype_of(x: Any) -> str:
     return str(x.dtype).removeprefix("torch.")
+
+
+Change = Callable[[str], str]  # plants a fault in a kernel's PTX
 
 
 def _changed(executor: Executor, ptx: str) -> tuple[str, dict[str, Any]]:

@@ -194,12 +194,14 @@ def fminmax(x: Any, y: Any, largest: bool, nan: bool) -> Any:
 def perturb(
     t: str, raw: Any, bound: float, absolute: bool, scale: float, rng: np.random.Generator
 ) -> Any:
-    """Put a random error of up to scale * bound on the result of an approximate instruction."""
+    """Put a random error of up to scale * bound on the result of an approximate instruction.
+
+    Powers of two stay exact, as in hardware: CUDA's own exp relies on ex2.approx of integers.
+    """
     y = up(t, raw).astype(np.float64)
     size = np.where(np.abs(y) < 1, 1.0, np.abs(y)) if absolute else np.abs(y)
-    return down(
-        t, y + np.where(np.isfinite(y), size, 0) * bound * scale * rng.uniform(-1, 1, y.shape)
-    )
+    size = np.where(np.isfinite(y) & (np.frexp(np.abs(y))[0] != 0.5), size, 0)
+    return down(t, y + size * bound * scale * rng.uniform(-1, 1, y.shape))
 
 
 # opcode -> (function on float64, documented error bound, bound is absolute below 1)
