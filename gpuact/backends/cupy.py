@@ -30,7 +30,7 @@ def why_not() -> str | None:
         return f"CuPy lacks the module {error.name}: {INSTALL}"
     except Exception as error:
         return (
-            f"CuPy is installed but cannot be imported ({_brief(error)}): reinstall it, {INSTALL}"
+            f"CuPy is installed but cannot be imported ({_brief(error)}): reinstall it: {INSTALL}"
         )
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:
