@@ -1,0 +1,465 @@
+"""Whose array it is and who computes: using(), GPUACT_BACKEND, mixtures, and what is missing.
+
+Machines that lack a driver, a package, or have a broken one are played in processes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuact
+from gpuact import dispatch
+from gpuact.backends import BACKENDS
+from tests.bounds import DTYPES
+from tests.libraries import TORCH
+
+ROOT = Path(__file__).resolve().parents[1]
+X = np.array([-1.0, 2.0], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPUACT_BACKEND", raising=False)
+
+
+def runs(x: Any = X) -> str:
+    """The backend that a call would run on now, or what the refusal says."""
+    try:
+        return dispatch.resolve(x=x).backend
+    except TypeError as error:
+        return str(error)
+
+
+# -- using() --------------------------------------------------------------------------------------
+
+
+def test_the_array_decides():
+    assert runs() == "numpy"
+    with gpuact.using("numpy"):
+        assert runs() == "numpy"
+
+
+@pytest.mark.parametrize("backend", ["cupy", "triton"])
+def test_a_backend_that_cannot_take_the_array_names_those_that_can(backend):
+    with gpuact.using(backend), pytest.raises(TypeError) as refused:
+        gpuact.relu(X)
+    message = str(refused.value)
+    assert message.startswith(f'using("{backend}") cannot take an array of NumPy: numpy can')
+    assert "moved" in message
+
+
+def test_using_nests_and_ends():
+    with gpuact.using("triton"):
+        assert "triton" in runs()
+        with gpuact.using("numpy"):
+            assert runs() == "numpy"
+            with gpuact.using("cupy"):
+                assert "cupy" in runs()
+            assert runs() == "numpy"
+        assert "triton" in runs()
+    assert runs() == "numpy"
+
+
+def test_using_ends_with_an_exception():
+    with pytest.raises(ZeroDivisionError), gpuact.using("cupy"):
+        raise ZeroDivisionError
+    assert runs() == "numpy"
+    with gpuact.using("cupy"):
+        for _ in range(2):
+            with pytest.raises(TypeError):
+                gpuact.relu(X)
+        assert "cupy" in runs()
+
+
+def test_using_decorates_functions():
+    @gpuact.using("numpy")
+    def work() -> str:
+        return runs()
+
+    with gpuact.using("cupy"):
+        assert [work(), work()] == ["numpy"] * 2
+        assert "cupy" in runs()
+
+
+def test_using_is_a_matter_of_the_thread():
+    found: dict[str, str] = {}
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with gpuact.using("triton"):
+            inside.set()
+            found["other"] = runs()
+            done.wait(10)
+
+    def bystander() -> None:
+        found["bystander"] = runs()
+
+    with gpuact.using("cupy"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(10)
+        found["here"] = runs()
+        second = threading.Thread(target=bystander)
+        second.start()
+        second.join()
+        done.set()
+        thread.join()
+    assert "triton" in found["other"]
+    assert "cupy" in found["here"]
+    assert found["bystander"] == "numpy"
+
+
+def test_using_is_a_matter_of_the_task():
+    async def task(backend: str, steps: int) -> list[str]:
+        seen = []
+        with gpuact.using(backend):
+            for _ in range(steps):
+                await asyncio.sleep(0)
+                seen.append(runs())
+        seen.append(runs())
+        return seen
+
+    async def both() -> list[list[str]]:
+        with gpuact.using("triton"):  # tasks inherit what held where they were made
+            return await asyncio.gather(task("numpy", 3), task("cupy", 5))
+
+    first, second = asyncio.run(both())
+    assert first[:3] == ["numpy"] * 3
+    assert "triton" in first[3]
+    assert all("cupy" in seen for seen in second[:5])
+    assert "triton" in second[5]
+    assert runs() == "numpy"
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "NumPy", "numpy ", None, 3])
+def test_an_unknown_backend(name):
+    allowed = r"^backend: .* came, allowed are numpy, cupy, triton$"
+    with pytest.raises(ValueError, match=allowed), gpuact.using(name):
+        pass
+    assert runs() == "numpy"
+
+
+# -- GPUACT_BACKEND -------------------------------------------------------------------------------
+
+
+def test_the_environment_overrides_the_array(monkeypatch):
+    monkeypatch.setenv("GPUACT_BACKEND", "numpy")
+    assert runs() == "numpy"
+    for backend in ("cupy", "triton"):
+        monkeypatch.setenv("GPUACT_BACKEND", backend)
+        with pytest.raises(TypeError, match=f"^GPUACT_BACKEND={backend} cannot take .*numpy can"):
+            gpuact.softmax(X)
+    monkeypatch.setenv("GPUACT_BACKEND", "")
+    assert runs() == "numpy"
+
+
+def test_using_beats_the_environment(monkeypatch):
+    monkeypatch.setenv("GPUACT_BACKEND", "cupy")
+    with gpuact.using("numpy"):
+        assert runs() == "numpy"
+        assert gpuact.relu(X).tolist() == [0.0, 2.0]
+    assert "GPUACT_BACKEND=cupy" in runs()
+    monkeypatch.setenv("GPUACT_BACKEND", "numpy")
+    with gpuact.using("triton"):
+        assert "triton" in runs()
+
+
+def test_an_unknown_backend_in_the_environment(monkeypatch):
+    monkeypatch.setenv("GPUACT_BACKEND", "cuda")
+    allowed = "^GPUACT_BACKEND: 'cuda' came, allowed are numpy, cupy, triton$"
+    with pytest.raises(ValueError, match=allowed):
+        gpuact.relu(X)
+    with pytest.raises(ValueError, match=allowed):
+        gpuact.asarray([1.0])
+    with gpuact.using("numpy"):
+        assert gpuact.relu(X).tolist() == [0.0, 2.0]
+    assert set(gpuact.backends()) == set(BACKENDS)
+
+
+# -- mixtures -------------------------------------------------------------------------------------
+
+MIXED: dict[str, Callable[[Any, Any], Any]] = {
+    "scale": lambda x, other: gpuact.linear(x, other),
+    "bias": lambda x, other: gpuact.linear(x, 1.0, other),
+    "weight": lambda x, other: gpuact.prelu(x, other),
+    "dy": lambda x, other: gpuact.tanh_backward(other, x),
+    "target": lambda x, other: gpuact.cross_entropy(x, other),
+    "lse": lambda x, other: gpuact.cross_entropy_backward(x[0], x, x, other),
+    "dloss": lambda x, other: gpuact.cross_entropy_backward(other, x, x, x[0]),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_two_libraries(name):
+    torch = pytest.importorskip("torch")
+    x, tensor = np.array([0.25, 0.75]), torch.tensor([0.25, 0.75], dtype=torch.float64)
+    for first, other, type_name in ((x, tensor, "Tensor"), (tensor, x, "ndarray")):
+        with pytest.raises(TypeError, match=f"^{name}: {type_name} came beside"):
+            MIXED[name](first, other)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_two_devices(name):
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([0.25, 0.75])
+    with pytest.raises(TypeError, match=f"^{name}: is on meta while .* is on cpu"):
+        MIXED[name](x, x.to("meta"))
+
+
+def test_a_device_that_nobody_runs_on():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="PyTorch on meta came, allowed are NumPy, CuPy, PyTorch"):
+        gpuact.relu(torch.empty(3, device="meta"))
+    with pytest.raises(TypeError, match=r"^logits: PyTorch on meta"):
+        logits = torch.empty(3, 2, device="meta")
+        gpuact.cross_entropy(logits, torch.empty(3, dtype=torch.int64, device="meta"))
+
+
+# -- torch tensors on the CPU ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cpu_tensors_are_neither_copied_nor_shared(dtype):
+    """out= is the tensor's own memory; a new result shares none with what went in."""
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, dtype)
+    x = torch.linspace(-2, 2, 8).to(kind)
+    for function in (gpuact.sigmoid, gpuact.softmax, gpuact.linear, gpuact.prelu):
+        arguments = (x, 0.5) if function is gpuact.prelu else (x,)
+        y = function(*arguments)
+        assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        memory = torch.full((20,), float("nan"), dtype=kind)
+        out = memory[2:18:2]
+        before = memory.data_ptr()
+        assert function(*arguments, out=out) is out
+        assert memory.data_ptr() == before
+        assert torch.equal(memory[2:18:2], y)
+        assert memory[3::2].isnan().all()
+        view = x.clone()
+        assert function(view, *arguments[1:], out=view).data_ptr() == view.data_ptr()
+        assert torch.equal(view, y)
+
+
+def test_a_parameter_or_a_buffer_comes_out_as_a_plain_tensor():
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.ones(3))
+    with torch.no_grad():
+        assert type(gpuact.relu(weight)) is torch.Tensor
+    assert type(gpuact.relu(weight)) is torch.Tensor
+
+
+@pytest.mark.parametrize("lib", TORCH, indirect=True)
+def test_tensors_with_the_negative_bit(lib):
+    """The imaginary part of a conjugate is a view whose sign lives in a flag, not in memory."""
+    torch = pytest.importorskip("torch")
+    device = lib.place(X).native.device
+    z = torch.complex(torch.ones(4), torch.linspace(1, 4, 4)).to(device)
+    x = z.conj().imag
+    assert x.is_neg()
+    want = x.resolve_neg()
+    assert torch.equal(gpuact.leaky_relu(x, 0.5), 0.5 * want)
+    assert torch.equal(gpuact.softmax(x), gpuact.softmax(want))
+    dx, dweight = gpuact.prelu_backward(x, x, 0.5)
+    assert torch.equal(dx, 0.5 * want)
+    assert dweight == (want * want).sum()
+    try:
+        gpuact.leaky_relu(want, 0.5, out=x)
+    except ValueError as refused:
+        assert str(refused).startswith("out: ")
+    else:
+        assert torch.equal(x, 0.5 * want)
+
+
+# -- asarray --------------------------------------------------------------------------------------
+
+
+def test_asarray_on_numpy():
+    with gpuact.using("numpy"):
+        assert gpuact.asarray(X) is X
+        for given, dtype in (([1, 2], np.int64), ([1.5], np.float64), (3, np.int64), (True, bool)):
+            got = gpuact.asarray(given)
+            assert isinstance(got, np.ndarray)
+            assert got.dtype == dtype
+            assert got.tolist() == given
+        for dtype in DTYPES:
+            for spelling in (dtype, DTYPES[dtype]):
+                got = gpuact.asarray([1, 2.5], spelling)
+                assert got.dtype == DTYPES[dtype]
+                assert got.astype(float).tolist() == [1.0, 2.5]
+        assert gpuact.asarray([1.9], int).tolist() == [1]
+
+
+def test_asarray_leaves_tensors_where_they_are():
+    torch = pytest.importorskip("torch")
+    x = torch.ones(3)
+    for backend in BACKENDS:
+        with gpuact.using(backend):
+            assert gpuact.asarray(x) is x
+            assert gpuact.asarray(x, "float16").dtype == torch.float16
+            assert gpuact.asarray(x, torch.bfloat16).dtype == torch.bfloat16
+    assert gpuact.asarray([1.0], torch.float16).dtype == np.float16
+
+
+@pytest.mark.parametrize("given", [None, "text", 1j, [object()], [[1], [1, 2]], b"x", {}])
+def test_asarray_refuses_what_is_no_array(given):
+    with gpuact.using("numpy"), pytest.raises((TypeError, ValueError)):
+        gpuact.asarray(given)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "object", "str", "datetime64[s]", "float8"])
+def test_asarray_refuses_other_dtypes(dtype):
+    with gpuact.using("numpy"), pytest.raises(TypeError, match="dtype"):
+        gpuact.asarray([1.0], dtype)
+
+
+def test_asarray_without_a_gpu():
+    """NumPy by default; BackendError, with the reason, where a GPU was asked for."""
+    if gpuact.backends()["cupy"].available:
+        pytest.skip("a GPU answers here")
+    assert isinstance(gpuact.asarray([1.0]), np.ndarray)
+    for backend in ("cupy", "triton"):
+        with gpuact.using(backend), pytest.raises(gpuact.BackendError) as refused:
+            gpuact.asarray([1.0])
+        assert isinstance(refused.value, RuntimeError)
+        reason = str(refused.value)
+        assert "backend cannot run: " in reason
+        assert any(gpuact.backends()[name].reason in reason for name in ("cupy", "triton"))
+
+
+@pytest.mark.gpu
+def test_asarray_with_a_gpu():
+    cupy = pytest.importorskip("cupy")
+    if not gpuact.backends()["cupy"].available:
+        reason = gpuact.backends()["cupy"].reason
+        (pytest.fail if os.environ.get("GPUACT_REQUIRE_GPU") == "1" else pytest.skip)(reason)
+    got = gpuact.asarray([1.0, 2.0], "bfloat16")
+    assert isinstance(got, cupy.ndarray)
+    assert got.dtype == DTYPES["bfloat16"]
+    assert gpuact.asarray(got) is got
+    with gpuact.using("numpy"):
+        assert isinstance(gpuact.asarray([1.0]), np.ndarray)
+
+
+# -- backends(): what is here, and why not --------------------------------------------------------
+
+
+def test_backends_says_what_is_here():
+    found = gpuact.backends()
+    assert list(found) == list(BACKENDS)
+    assert found["numpy"].available
+    assert found["numpy"].reason == ""
+    assert found["numpy"].versions["numpy"] == np.__version__
+    assert str(found["numpy"]).startswith("numpy: available (numpy ")
+    for backend in found.values():
+        assert backend.available == (backend.reason == "")
+        assert "\n" not in str(backend)
+
+
+# Machines, played by packages that stand in front of the real ones.
+BROKEN = "raise OSError('libcudart.so.99: cannot open shared object file')"
+STRANGE = "raise RuntimeError('incompatible\\nwith\\nthis machine')"
+HALF = "ndarray = None"  # a package that imports and has nothing in it
+DRIVERLESS = """
+class CUDARuntimeError(RuntimeError): pass
+class ndarray: pass
+class runtime:
+    @staticmethod
+    def getDeviceCount(): raise CUDARuntimeError('cudaErrorNoDevice: no CUDA-capable device')
+class cuda: pass
+cuda.runtime = runtime
+"""
+# name → (package → its __init__.py, None: not installed), (backend → what its reason says)
+MACHINES: dict[str, tuple[dict[str, str | None], dict[str, str]]] = {
+    "nothing installed": (
+        {"cupy": None, "torch": None, "triton": None},
+        {"cupy": "not installed.*gpuact.cuda1", "triton": "torch.*gpuact.torch"},
+    ),
+    "CuPy and no driver": ({"cupy": DRIVERLESS}, {"cupy": "driver.*no CUDA-capable"}),
+    "a driver and no CuPy": ({"cupy": None}, {"cupy": "CuPy is not installed"}),
+    "torch without triton": ({"triton": None}, {"triton": "triton.*gpuact.torch"}),
+    "broken CuPy": ({"cupy": BROKEN}, {"cupy": "libcudart.so.99"}),
+    "strange CuPy": ({"cupy": STRANGE}, {"cupy": "incompatible"}),
+    "hollow CuPy": ({"cupy": HALF}, {"cupy": "attribute"}),
+    "broken triton": ({"triton": BROKEN}, {"triton": "libcudart.so.99"}),
+    "broken torch": ({"torch": BROKEN}, {"triton": "libcudart.so.99"}),
+    "hollow torch": ({"torch": "", "triton": ""}, {"triton": "attribute"}),
+    "no GPU to be seen": ({}, {"cupy": "driver|device", "triton": "GPU|torch"}),
+}
+PROGRAM = """
+import re, sys
+for name in {absent!r}:
+    sys.modules[name] = None  # the import system's own way of saying that there is no such module
+import numpy, gpuact
+found = gpuact.backends()
+assert found["numpy"].available
+for name, word in {reasons!r}.items():
+    assert not found[name].available
+    assert re.search(word, found[name].reason), found[name].reason
+    assert "\\n" not in found[name].reason, found[name].reason
+    print(found[name])
+assert gpuact.relu(numpy.array([-1.0, 2.0])).tolist() == [0.0, 2.0]
+assert isinstance(gpuact.asarray([1.0]), numpy.ndarray)
+for name in {reasons!r}:
+    try:
+        with gpuact.using(name):
+            gpuact.asarray([1.0])
+    except gpuact.BackendError as error:
+        print(error)
+    else:
+        raise AssertionError("asarray gave an array without a GPU")
+assert gpuact.backends() == found
+"""
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_machine_that_lacks_something(machine, tmp_path):
+    packages, reasons = MACHINES[machine]
+    for name, text in packages.items():
+        if text is not None:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text(text)
+    absent = [name for name, text in packages.items() if text is None]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM.format(absent=absent, reasons=reasons)],
+        env=environment | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+
+
+def test_torch_tensors_when_the_gpu_packages_are_broken(tmp_path):
+    """A broken CuPy or Triton is nobody's business on the CPU."""
+    pytest.importorskip("torch")
+    for name in ("cupy", "triton"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(BROKEN)
+    program = (
+        "import torch, gpuact; x = torch.ones(3, requires_grad=True); "
+        "gpuact.softmax(x).sum().backward(); assert x.grad.tolist() == [0, 0, 0]"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
