@@ -114,7 +114,9 @@ def cross_entropy(
         m, s = merged(m, s)
     log_s = log(s)
     if lse is not None:
-        tl.store(lse + row, m + log_s, mask=exists)
+        # A row of -inf alone has no softmax; its sum is 0.
+        log_sum = tl.where(s > 0, m + log_s, float("nan"))
+        tl.store(lse + row, log_sum.to(lse.dtype.element_ty), mask=exists)
 
     if SUMS:
         if WHOLE:
