@@ -1,5 +1,6 @@
 """The benchmark: `python -m bench`, run from the checkout.
 
-cases.py says what is run, providers.py who runs it, measure.py how it is timed and suite.py in
-which order; report.py shows the results. digits.py trains a network with gpuact alone.
+cases.py says what is run, providers.py who runs it, measure.py how it is timed; suite.py checks and
+times the cases, report.py shows and writes the results, run.py is a run from beginning to end.
+digits.py trains a network with gpuact alone.
 """

@@ -111,11 +111,11 @@ class Network:
         logits, kept = self.forward(x)
         loss, dz = gpuact.cross_entropy_with_grad(logits, target)  # dz = (S − Y) / batch
         inputs = [x, *(h for _, h in kept)]
-        dslope = None
+        dslope = None  # of the activation on top of the layer: there is none on the last
         found = []
         for k in reversed(range(len(self.layers))):
             layer = self.layers[k]
-            found.append([inputs[k].T @ dz, dz.sum(0)] + ([] if dslope is None else [dslope]))
+            found.append([g for g in (inputs[k].T @ dz, dz.sum(0), dslope) if g is not None])
             if k > 0:
                 z, h = kept[k - 1]
                 dh = dz @ layer.weights.T

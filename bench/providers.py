@@ -39,7 +39,8 @@ def _unavailable(backend: str) -> str | None:
 
 
 def _ours(case: Case) -> Function:
-    return getattr(gpuact, case.function)  # the array's home picks the backend
+    function: Function = getattr(gpuact, case.function)
+    return function  # the array's home picks the backend
 
 
 # -- NumPy and SciPy ------------------------------------------------------------------------------
@@ -219,7 +220,9 @@ def plain_kernel(function: str) -> Function:
     import cupy
 
     takes, value = ELEMENTWISE[function]
-    return cupy.ElementwiseKernel(takes, "T out", f"out = T({value})", f"plain_{function}")
+    name = f"plain_{function}"
+    kernel: Function = cupy.ElementwiseKernel(takes, "T out", f"out = T({value})", name)
+    return kernel
 
 
 def _cupy(case: Case) -> Function | None:

@@ -20,9 +20,13 @@ from .suite import run as run_cases
 
 def _bar(out: Console) -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    # only a terminal can take a bar back: into a file go the tables alone
     return Progress(
-        *columns, TimeRemainingColumn(), console=out, transient=True, disable=not out.is_terminal
+        *columns,
+        TimeRemainingColumn(),
+        console=out,
+        transient=True,
+        auto_refresh=False,  # a thread that draws would be timed along with the cases
+        disable=not out.is_terminal,  # into a file go the tables alone
     )
 
 
@@ -41,7 +45,7 @@ def throughput(
         for found in run_cases(cases, providers, seconds):
             report.print_case(out, found)
             rows += found
-            bar.advance(task)
+            bar.update(task, advance=1, refresh=True)
     return rows
 
 
