@@ -424,17 +424,15 @@ def test_slopes_are_learned_where_x_is_not_positive(lib):
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
-INTEGRAL = ["linear", "sigmoid", "tanh", "softmax", "log_softmax"]
+INTEGRAL = ["linear", "sigmoid", "tanh", "softmax", "log_softmax", "linear_derivative"]
+INTEGRAL += ["sigmoid_derivative", "tanh_derivative", "relu_derivative"]
 
 
 @pytest.mark.parametrize("kind", (*INTEGERS, "bool"))
 def test_integers_are_taken_as_float32(lib, kind):
     x = (np.arange(12).reshape(3, 4) % (2 if kind == "bool" else 12)).astype(kind)
     placed, wide = lib.place(x), lib.place(x.astype(np.float32))
-    functions = [*INTEGRAL, "linear_derivative", "sigmoid_derivative", "tanh_derivative"]
-    if kind != "bool":  # which relu refuses
-        functions += ["relu_derivative"]
-    for function in (getattr(gpuact, name) for name in functions):
+    for function in (getattr(gpuact, name) for name in INTEGRAL):
         got = lib.numpy(function(placed.native), placed.native, (3, 4), "float32")
         assert got.tobytes() == lib.executor.to_numpy(function(wide.native)).tobytes()
     untouched(placed)

@@ -1,0 +1,856 @@
+"""Bad input: one table of calls, the class of the exception and what its message says.
+
+A message is one sentence in one line: the argument, what came, what is allowed. Nothing is written
+before everything is checked: `out`, poisoned, must come back as it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import gpuact
+from gpuact.catalogue import FUNCTIONS
+
+AxisError = np.exceptions.AxisError
+X = np.array([[1.0, -2.0, 3.0], [-4.0, 5.0, -6.0]], np.float32)
+Z = np.zeros((4, 3))
+T = np.array([0, 1, 2, 0])
+CUBE = np.zeros((2, 3, 3))
+NUMBER = np.float32(0)
+
+
+class Unwilling:
+    """An object that promises an array and does not give one."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise RuntimeError("no array today")
+
+
+def array_of(dtype: Any) -> Any:
+    return np.zeros((2, 3), dtype)
+
+
+def read_only(x: Any) -> Any:
+    x = x.view()
+    x.flags.writeable = False
+    return x
+
+
+Case = tuple[Callable[[Any], Any], type[Exception], str]
+
+# What the functions have in common: name → its first argument's name and a call.
+FIRST: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "linear": ("x", lambda x, out: gpuact.linear(x, 2.0, 1.0, out=out)),
+    "linear_derivative": ("x", lambda x, out: gpuact.linear_derivative(x, 2.0, out=out)),
+    "linear_backward": ("x", lambda x, out: gpuact.linear_backward(X, x, 1.0, 0.0)),
+    "sigmoid": ("x", lambda x, out: gpuact.sigmoid(x, out=out)),
+    "sigmoid_derivative": ("x", lambda x, out: gpuact.sigmoid_derivative(x, out=out)),
+    "sigmoid_backward": ("y", lambda y, out: gpuact.sigmoid_backward(X, y)),
+    "tanh": ("x", lambda x, out: gpuact.tanh(x, out=out)),
+    "tanh_derivative": ("x", lambda x, out: gpuact.tanh_derivative(x, out=out)),
+    "tanh_backward": ("y", lambda y, out: gpuact.tanh_backward(X, y)),
+    "relu": ("x", lambda x, out: gpuact.relu(x, out=out)),
+    "relu_derivative": ("x", lambda x, out: gpuact.relu_derivative(x, out=out)),
+    "relu_backward": ("y", lambda y, out: gpuact.relu_backward(X, y)),
+    "leaky_relu": ("x", lambda x, out: gpuact.leaky_relu(x, 0.1, out=out)),
+    "leaky_relu_derivative": ("x", lambda x, out: gpuact.leaky_relu_derivative(x, out=out)),
+    "leaky_relu_backward": ("x", lambda x, out: gpuact.leaky_relu_backward(X, x)),
+    "prelu": ("x", lambda x, out: gpuact.prelu(x, 0.1, out=out)),
+    "prelu_derivative": ("x", lambda x, out: gpuact.prelu_derivative(x, 0.1, out=out)),
+    "prelu_backward": ("x", lambda x, out: gpuact.prelu_backward(X, x, 0.1)),
+    "softmax": ("x", lambda x, out: gpuact.softmax(x, out=out)),
+    "softmax_backward": ("y", lambda y, out: gpuact.softmax_backward(X, y)),
+    "softmax_jacobian": ("y", lambda y, out: gpuact.softmax_jacobian(y)),
+    "log_softmax": ("x", lambda x, out: gpuact.log_softmax(x, out=out)),
+    "log_softmax_backward": ("y", lambda y, out: gpuact.log_softmax_backward(X, y)),
+    "cross_entropy": ("logits", lambda z, out: gpuact.cross_entropy(z, T[:2])),
+    "cross_entropy_backward": (
+        "logits",
+        lambda z, out: gpuact.cross_entropy_backward(NUMBER, z, T[:2], X[:, 0]),
+    ),
+    "cross_entropy_with_grad": (
+        "logits",
+        lambda z, out: gpuact.cross_entropy_with_grad(z, T[:2], dlogits_out=out),
+    ),
+}
+# Not an array of numbers that gpuact knows.
+NO_NUMBERS: dict[str, tuple[Any, str]] = {
+    "complex": (array_of(np.complex128), "dtype complex128 came"),
+    "a complex number": (1j, "dtype complex128 came"),
+    "objects": (array_of(object), "dtype object came"),
+    "None": (None, "dtype object came"),
+    "a dictionary": ({}, "dtype object came"),
+    "text": ("text", "dtype str"),
+    "bytes": (array_of("S3"), "dtype bytes"),
+    "dates": (array_of("datetime64[s]"), "dtype datetime64"),
+    "records": (array_of([("a", "f4")]), "dtype void"),
+    "float8": (array_of(ml_dtypes.float8_e4m3fn), "dtype float8_e4m3fn came"),
+    "long double": (array_of(np.longdouble), "dtype (longdouble|float128|float96) came"),
+    "a ragged list": ([[1.0], [1.0, 2.0]], "list came"),
+    "an unwilling object": (Unwilling(), "Unwilling came"),
+}
+# Takes no integers at all, or no bool.
+REFUSED = {
+    **{name: ("int64", "bool", "uint8") for name in FIRST if "leaky" in name or "prelu" in name},
+    "relu": ("bool",),
+}
+
+CASES: dict[str, Case] = {
+    # parameters
+    "scale None": (lambda out: gpuact.linear(X, None, out=out), TypeError, "scale: NoneType came"),
+    "scale text": (lambda out: gpuact.linear(X, "2", out=out), TypeError, "scale: str came"),
+    "bias complex": (lambda out: gpuact.linear(X, 1.0, 1j, out=out), TypeError, "bias: complex"),
+    "scale complex scalar": (
+        lambda out: gpuact.linear(X, np.complex64(1j), out=out),
+        TypeError,
+        "scale: complex64 came",
+    ),
+    "scale text scalar": (
+        lambda out: gpuact.linear(X, np.str_("2"), out=out),
+        TypeError,
+        "scale: str_ came",
+    ),
+    "scale complex array": (
+        lambda out: gpuact.linear(X, np.ones(3, complex), out=out),
+        TypeError,
+        "scale: dtype complex128 came",
+    ),
+    "bias of objects": (
+        lambda out: gpuact.linear(X, 1.0, [None, 1, 2], out=out),
+        TypeError,
+        "bias: dtype object came",
+    ),
+    "bias ragged": (
+        lambda out: gpuact.linear(X, 1.0, [[1], [1, 2]], out=out),
+        TypeError,
+        "bias: list came",
+    ),
+    "scale too long": (
+        lambda out: gpuact.linear(X, np.ones(4), out=out),
+        ValueError,
+        r"scale: shape \(4,\) came, allowed are shapes that broadcast to \(2, 3\)",
+    ),
+    "bias along the wrong axis": (
+        lambda out: gpuact.linear(X, 1.0, np.ones(2), out=out),
+        ValueError,
+        r"bias: shape \(2,\) came",
+    ),
+    "scale would widen x": (
+        lambda out: gpuact.linear(X, np.ones((1, 2, 3)), out=out),
+        ValueError,
+        r"scale: shape \(1, 2, 3\) came",
+    ),
+    "scale would widen a 0-d x": (
+        lambda out: gpuact.linear(1.0, np.ones(3)),
+        ValueError,
+        r"scale: shape \(3,\) came, allowed are shapes that broadcast to \(\)",
+    ),
+    "scale would widen an axis": (
+        lambda out: gpuact.linear(X[:1], np.ones((2, 3)), out=out),
+        ValueError,
+        r"scale: shape \(2, 3\) came",
+    ),
+    "bias of the backward": (
+        lambda out: gpuact.linear_backward(X, X, 1.0, np.ones(2)),
+        ValueError,
+        r"bias: shape \(2,\) came",
+    ),
+    "scale of the derivative": (
+        lambda out: gpuact.linear_derivative(X, np.ones(2), out=out),
+        ValueError,
+        r"scale: shape \(2,\) came",
+    ),
+    "slope None": (
+        lambda out: gpuact.leaky_relu(X, None, out=out),
+        TypeError,
+        "negative_slope: NoneType came, allowed is a number",
+    ),
+    "slope an array": (
+        lambda out: gpuact.leaky_relu(X, np.ones(3), out=out),
+        TypeError,
+        "negative_slope: ndarray came, allowed is a number",
+    ),
+    "slope a list": (
+        lambda out: gpuact.leaky_relu_derivative(X, [0.1], out=out),
+        TypeError,
+        "negative_slope: list came",
+    ),
+    "too many slopes": (
+        lambda out: gpuact.prelu(X, np.ones(4), out=out),
+        ValueError,
+        "weight: 4 slopes came, axis 1 of x .* has 3 channels",
+    ),
+    "slopes of another axis": (
+        lambda out: gpuact.prelu(X, np.ones(2), out=out),
+        ValueError,
+        "weight: 2 slopes came, axis 1",
+    ),
+    "slopes of axis 0": (
+        lambda out: gpuact.prelu(X, np.ones(3), channel_axis=0, out=out),
+        ValueError,
+        "weight: 3 slopes came, axis 0",
+    ),
+    "slopes that would widen": (
+        lambda out: gpuact.prelu(X[:, :1], np.ones((2, 3)), out=out),
+        ValueError,
+        r"weight: shape \(2, 3\) came",
+    ),
+    "slopes of too many dimensions": (
+        lambda out: gpuact.prelu(X, np.ones((1, 1, 1)), out=out),
+        ValueError,
+        r"weight: shape \(1, 1, 1\) came",
+    ),
+    "slopes of too few dimensions": (
+        lambda out: gpuact.prelu(CUBE, np.ones((3, 3))),
+        ValueError,
+        r"weight: shape \(3, 3\) came",
+    ),
+    "no slopes": (
+        lambda out: gpuact.prelu(X, np.ones(0), out=out),
+        ValueError,
+        "weight: 0 slopes came",
+    ),
+    "slopes of the backward": (
+        lambda out: gpuact.prelu_backward(X, X, np.ones(2)),
+        ValueError,
+        "weight: 2 slopes came",
+    ),
+    "slopes complex": (
+        lambda out: gpuact.prelu(X, np.ones(3, complex), out=out),
+        TypeError,
+        "weight: dtype complex128",
+    ),
+    "channel axis out of range": (
+        lambda out: gpuact.prelu(X, np.ones(3), channel_axis=2, out=out),
+        AxisError,
+        "channel_axis: 2 came, an array of 2 dimensions allows -2 to 1",
+    ),
+    "channel axis of 0-d": (
+        lambda out: gpuact.prelu(1.0, np.ones(3)),
+        AxisError,
+        "channel_axis: 1 came, a 0-d array",
+    ),
+    "channel axis no integer": (
+        lambda out: gpuact.prelu(X, np.ones(3), channel_axis=1.0, out=out),
+        TypeError,
+        "channel_axis: float came",
+    ),
+    # incoming gradients
+    "dy of another shape": (
+        lambda out: gpuact.relu_backward(X[0], X),
+        ValueError,
+        r"dy: shape \(3,\) came, y has \(2, 3\)",
+    ),
+    "dy a number": (
+        lambda out: gpuact.sigmoid_backward(1.0, X),
+        ValueError,
+        r"dy: shape \(\) came, y has \(2, 3\)",
+    ),
+    "dy of prelu": (
+        lambda out: gpuact.prelu_backward(X.T, X, 0.1),
+        ValueError,
+        r"dy: shape \(3, 2\) came, x has \(2, 3\)",
+    ),
+    "dy of softmax": (
+        lambda out: gpuact.softmax_backward(X[:1], X),
+        ValueError,
+        r"dy: shape \(1, 3\) came, y has \(2, 3\)",
+    ),
+    "dy complex": (
+        lambda out: gpuact.tanh_backward(X * 1j, X),
+        TypeError,
+        "dy: dtype complex64 came",
+    ),
+    "dy of objects": (
+        lambda out: gpuact.log_softmax_backward(X.astype(object), X),
+        TypeError,
+        "dy: dtype object came",
+    ),
+    # axes
+    "axis too large": (
+        lambda out: gpuact.softmax(X, 2, out=out),
+        AxisError,
+        "axis: 2 came, an array of 2 dimensions allows -2 to 1",
+    ),
+    "axis too small": (
+        lambda out: gpuact.log_softmax(X, -3, out=out),
+        AxisError,
+        "axis: -3 came",
+    ),
+    "axis of 0-d": (lambda out: gpuact.softmax(1.0, 1), AxisError, "axis: 1 came, a 0-d array"),
+    "an axis of several": (
+        lambda out: gpuact.softmax(X, (0, 2), out=out),
+        AxisError,
+        "axis: 2 came",
+    ),
+    "axis twice": (
+        lambda out: gpuact.softmax(X, (0, 0), out=out),
+        ValueError,
+        r"axis: \(0, 0\) came, allowed are distinct axes",
+    ),
+    "axis twice in disguise": (
+        lambda out: gpuact.log_softmax(X, (1, -1), out=out),
+        ValueError,
+        r"axis: \(1, -1\) came",
+    ),
+    "no axis": (lambda out: gpuact.softmax(X, (), out=out), ValueError, r"axis: \(\) came"),
+    "axis text": (lambda out: gpuact.softmax(X, "0", out=out), TypeError, "axis: str came"),
+    "axis float": (lambda out: gpuact.softmax(X, 1.0, out=out), TypeError, "axis: float came"),
+    "axis among None": (
+        lambda out: gpuact.softmax(X, (0, None), out=out),
+        TypeError,
+        "axis: NoneType came",
+    ),
+    "axis of the backward": (
+        lambda out: gpuact.softmax_backward(X, X, 2),
+        AxisError,
+        "axis: 2 came",
+    ),
+    "axis of the Jacobian": (
+        lambda out: gpuact.softmax_jacobian(X, 2),
+        AxisError,
+        "axis: 2 came",
+    ),
+    "axes of the Jacobian": (
+        lambda out: gpuact.softmax_jacobian(X, (0, 1)),
+        TypeError,
+        "axis: tuple came, allowed is an int",
+    ),
+    # dtype=
+    "dtype an integer": (
+        lambda out: gpuact.softmax(X, dtype="int32", out=out),
+        TypeError,
+        "dtype: int32 came, allowed are float16",
+    ),
+    "dtype complex": (
+        lambda out: gpuact.log_softmax(X, dtype=complex, out=out),
+        TypeError,
+        "dtype: complex128 came",
+    ),
+    "dtype unknown": (
+        lambda out: gpuact.softmax(X, dtype="float9", out=out),
+        TypeError,
+        "dtype: '?float9'? came",
+    ),
+    "dtype no dtype": (
+        lambda out: gpuact.softmax(X, dtype=3.5, out=out),
+        TypeError,
+        "dtype: ",
+    ),
+    "dtype and out": (
+        lambda out: gpuact.softmax(X, dtype="float64", out=out),
+        TypeError,
+        "out: dtype float32 came, the result has float64",
+    ),
+    # out
+    "out shape": (
+        lambda out: gpuact.relu(X, out=out[:1]),
+        ValueError,
+        r"out: shape \(1, 3\) came, the result has \(2, 3\)",
+    ),
+    "out larger": (
+        lambda out: gpuact.relu(X[:1], out=out),
+        ValueError,
+        r"out: shape \(2, 3\) came, the result has \(1, 3\)",
+    ),
+    "out transposed": (
+        lambda out: gpuact.sigmoid(X, out=out.T),
+        ValueError,
+        r"out: shape \(3, 2\)",
+    ),
+    "out flat": (lambda out: gpuact.softmax(X, out=out.ravel()), ValueError, r"out: shape \(6,\)"),
+    "out of another float": (
+        lambda out: gpuact.tanh(X.astype(np.float64), out=out),
+        TypeError,
+        "out: dtype float32 came, the result has float64",
+    ),
+    "out of a half type": (
+        lambda out: gpuact.tanh(X.astype(np.float16), out=out),
+        TypeError,
+        "out: dtype float32 came, the result has float16",
+    ),
+    "out of integers": (
+        lambda out: gpuact.linear(X, out=out.view(np.int32)),
+        TypeError,
+        "out: dtype int32 came, the result has float32",
+    ),
+    "out for integers": (
+        lambda out: gpuact.relu(X.astype(np.int32), out=out),
+        TypeError,
+        "out: dtype float32 came, the result has int32",
+    ),
+    "out in place of integers": (
+        lambda out: gpuact.sigmoid(X.astype(int), out=X.astype(int)),
+        TypeError,
+        "out: dtype int64 came, the result has float32",
+    ),
+    "out read-only": (
+        lambda out: gpuact.leaky_relu(X, out=read_only(out)),
+        ValueError,
+        "out: a read-only array came",
+    ),
+    "out broadcast": (
+        lambda out: gpuact.relu(
+            X, out=np.lib.stride_tricks.as_strided(out, (2, 3), (0, 4), writeable=True)
+        ),
+        ValueError,
+        "out: a broadcast view came",
+    ),
+    "out a list": (
+        lambda out: gpuact.relu(X, out=out.tolist()),
+        TypeError,
+        "out: list came, allowed is an array of x's own library, ndarray",
+    ),
+    "out a tuple, as ufuncs have it": (
+        lambda out: gpuact.relu(X, out=(out,)),
+        TypeError,
+        "out: tuple came",
+    ),
+    "out of a derivative": (
+        lambda out: gpuact.prelu_derivative(X, 0.1, out=out[:1]),
+        ValueError,
+        "out: shape",
+    ),
+    "out of rows": (
+        lambda out: gpuact.log_softmax(X, out=read_only(out)),
+        ValueError,
+        "out: a read-only array",
+    ),
+    # cross-entropy
+    "a 0-d logit": (lambda out: gpuact.cross_entropy(1.0, 0), ValueError, "logits: a 0-d array"),
+    "no classes": (
+        lambda out: gpuact.cross_entropy(Z[:, :0], T),
+        ValueError,
+        r"logits: shape \(4, 0\) came, allowed is at least one class",
+    ),
+    "a target of bools": (
+        lambda out: gpuact.cross_entropy(Z, T > 0),
+        TypeError,
+        "target: dtype bool came, allowed are integer classes, or probabilities",
+    ),
+    "a complex target": (
+        lambda out: gpuact.cross_entropy(Z, Z * 1j),
+        TypeError,
+        "target: dtype complex128 came",
+    ),
+    "a target of objects": (
+        lambda out: gpuact.cross_entropy_with_grad(Z, [None] * 4),
+        TypeError,
+        "target: dtype object came",
+    ),
+    "too many targets": (
+        lambda out: gpuact.cross_entropy(Z, np.zeros(5, int)),
+        ValueError,
+        r"target: classes of shape \(5,\) came, logits of shape \(4, 3\) .* axis 1 allow \(4,\)",
+    ),
+    "a target a column": (
+        lambda out: gpuact.cross_entropy(Z, T[:, None]),
+        ValueError,
+        r"target: classes of shape \(4, 1\) came",
+    ),
+    "one target for all": (
+        lambda out: gpuact.cross_entropy(Z, 0),
+        ValueError,
+        r"target: classes of shape \(\) came",
+    ),
+    "classes as floats": (
+        lambda out: gpuact.cross_entropy(Z, T.astype(float)),
+        ValueError,
+        r"target: probabilities of shape \(4,\) came",
+    ),
+    "probabilities of another shape": (
+        lambda out: gpuact.cross_entropy(Z, Z[:, :2]),
+        ValueError,
+        r"target: probabilities of shape \(4, 2\) came",
+    ),
+    "a target that fits axis 1": (
+        lambda out: gpuact.cross_entropy(np.zeros((2, 3, 5)), np.zeros((2, 5), int)),
+        ValueError,
+        r"target: classes of shape \(2, 5\) came, .* allow \(2, 3\); it fits axis=1",
+    ),
+    "a target that fits two axes": (
+        lambda out: gpuact.cross_entropy(CUBE, np.zeros((2, 3), int)),
+        ValueError,
+        r"axis: none came, and a target of shape \(2, 3\) fits both axis 1 and the last axis",
+    ),
+    "probabilities fit two axes": (
+        lambda out: gpuact.cross_entropy_with_grad(CUBE, CUBE),
+        ValueError,
+        "axis: none came",
+    ),
+    "the class axis out of range": (
+        lambda out: gpuact.cross_entropy(Z, T, axis=2),
+        AxisError,
+        "axis: 2 came",
+    ),
+    "the class axis a float": (
+        lambda out: gpuact.cross_entropy(Z, T, axis=1.0),
+        TypeError,
+        "axis: float came, allowed is an int",
+    ),
+    "the class axis a tuple": (
+        lambda out: gpuact.cross_entropy(CUBE, np.zeros(2, int), axis=(1, 2)),
+        TypeError,
+        "axis: tuple came",
+    ),
+    "a class too large": (
+        lambda out: gpuact.cross_entropy(Z, np.array([0, 1, 3, 0])),
+        IndexError,
+        "target: class 3 came, allowed are 0 to 2 and the ignore_index -100",
+    ),
+    "a negative class": (
+        lambda out: gpuact.cross_entropy(Z, np.array([0, -1, 3, 0])),
+        IndexError,
+        "target: class -1 came",
+    ),
+    "what was the ignore_index": (
+        lambda out: gpuact.cross_entropy(Z, np.array([0, -100, 2, 0]), ignore_index=-1),
+        IndexError,
+        "target: class -100 came, allowed are 0 to 2 and the ignore_index -1",
+    ),
+    "a class of the backward": (
+        lambda out: gpuact.cross_entropy_backward(NUMBER, Z, T + 1, Z[:, 0]),
+        IndexError,
+        "target: class 3 came",
+    ),
+    "a class of both": (
+        lambda out: gpuact.cross_entropy_with_grad(X, T[:2] + 2, dlogits_out=out),
+        IndexError,
+        "target: class 3 came",
+    ),
+    "reduction unknown": (
+        lambda out: gpuact.cross_entropy(Z, T, reduction="avg"),
+        ValueError,
+        "reduction: 'avg' came, allowed are 'mean', 'sum', 'none'",
+    ),
+    "reduction None": (
+        lambda out: gpuact.cross_entropy(Z, T, reduction=None),
+        ValueError,
+        "reduction: None came",
+    ),
+    "smoothing below 0": (
+        lambda out: gpuact.cross_entropy(Z, T, label_smoothing=-0.1),
+        ValueError,
+        "label_smoothing: -0.1 came, allowed is 0 to 1",
+    ),
+    "smoothing above 1": (
+        lambda out: gpuact.cross_entropy_with_grad(Z, T, label_smoothing=1.5),
+        ValueError,
+        "label_smoothing: 1.5 came",
+    ),
+    "smoothing NaN": (
+        lambda out: gpuact.cross_entropy(Z, T, label_smoothing=np.nan),
+        ValueError,
+        "label_smoothing: nan came",
+    ),
+    "smoothing text": (
+        lambda out: gpuact.cross_entropy(Z, T, label_smoothing="0.1"),
+        TypeError,
+        "label_smoothing: str came",
+    ),
+    "ignore_index a float": (
+        lambda out: gpuact.cross_entropy(Z, T, ignore_index=1.5),
+        TypeError,
+        "ignore_index: float came, allowed is an int",
+    ),
+    "ignore_index None": (
+        lambda out: gpuact.cross_entropy(Z, T, ignore_index=None),
+        TypeError,
+        "ignore_index: NoneType came",
+    ),
+    "ignore_index of probabilities": (
+        lambda out: gpuact.cross_entropy(Z, Z, ignore_index=1),
+        ValueError,
+        "ignore_index: 1 came with a target of probabilities",
+    ),
+    "too many weights": (
+        lambda out: gpuact.cross_entropy(Z, T, weight=np.ones(4)),
+        ValueError,
+        r"weight: shape \(4,\) came, allowed is one weight a class: \(3,\)",
+    ),
+    "one weight": (
+        lambda out: gpuact.cross_entropy(Z, T, weight=1.0),
+        ValueError,
+        r"weight: shape \(\) came",
+    ),
+    "a complex weight": (
+        lambda out: gpuact.cross_entropy(Z, T, weight=np.ones(3, complex)),
+        TypeError,
+        "weight: dtype complex128 came",
+    ),
+    "dloss of the rows": (
+        lambda out: gpuact.cross_entropy_backward(Z[:, 0], Z, T, Z[:, 0]),
+        ValueError,
+        r"dloss: shape \(4,\) came, allowed is \(\)",
+    ),
+    "dloss of no rows": (
+        lambda out: gpuact.cross_entropy_backward(NUMBER, Z, T, Z[:, 0], reduction="none"),
+        ValueError,
+        r"dloss: shape \(\) came, allowed is \(4,\)",
+    ),
+    "dloss complex": (
+        lambda out: gpuact.cross_entropy_backward(1j, Z, T, Z[:, 0]),
+        TypeError,
+        "dloss: ",
+    ),
+    "lse of another shape": (
+        lambda out: gpuact.cross_entropy_backward(NUMBER, Z, T, Z),
+        ValueError,
+        r"lse: shape \(4, 3\) came, allowed is \(4,\)",
+    ),
+    "lse complex": (
+        lambda out: gpuact.cross_entropy_backward(NUMBER, Z, T, Z[:, 0] * 1j),
+        TypeError,
+        "lse: dtype complex128 came",
+    ),
+    "dlogits_out of another shape": (
+        lambda out: gpuact.cross_entropy_with_grad(X, T[:2], dlogits_out=out[:, :2]),
+        ValueError,
+        r"dlogits_out: shape \(2, 2\) came, the result has \(2, 3\)",
+    ),
+    "dlogits_out of another dtype": (
+        lambda out: gpuact.cross_entropy_with_grad(X.astype(np.float16), T[:2], dlogits_out=out),
+        TypeError,
+        "dlogits_out: dtype float32 came, the result has float16",
+    ),
+    "dlogits_out read-only": (
+        lambda out: gpuact.cross_entropy_with_grad(X, T[:2], dlogits_out=read_only(out)),
+        ValueError,
+        "dlogits_out: a read-only array came",
+    ),
+    "dlogits_out a list": (
+        lambda out: gpuact.cross_entropy_with_grad(X, T[:2], dlogits_out=out.tolist()),
+        TypeError,
+        "dlogits_out: list came",
+    ),
+    # beside the functions
+    "an unknown function": (
+        lambda out: gpuact.describe("gelu"),
+        ValueError,
+        "name: 'gelu' came, allowed are linear, sigmoid",
+    ),
+    "an unknown function to warm up": (
+        lambda out: gpuact.warmup(functions=["relu", "gelu"]),
+        ValueError,
+        r"functions: \['gelu'\] came, allowed are linear",
+    ),
+    "asarray of text": (
+        lambda out: gpuact.asarray("text"),
+        TypeError,
+        "obj: dtype .* came, allowed are real numbers",
+    ),
+    "asarray of None": (lambda out: gpuact.asarray(None), TypeError, "obj: dtype object came"),
+    "asarray as complex": (
+        lambda out: gpuact.asarray([1.0], "complex64"),
+        TypeError,
+        "dtype: complex64 came",
+    ),
+    "asarray as what nobody knows": (
+        lambda out: gpuact.asarray([1.0], "float9"),
+        TypeError,
+        "dtype: '?float9'? came",
+    ),
+}
+for name, (argument, function) in FIRST.items():
+    for what, (bad, message) in NO_NUMBERS.items():
+        CASES[f"{name} of {what}"] = (
+            lambda out, function=function, bad=bad: function(bad, out),
+            TypeError,
+            f"{argument}: {message}",
+        )
+    for kind in REFUSED.get(name, ()):
+        CASES[f"{name} of {kind}"] = (
+            lambda out, function=function, kind=kind: function(array_of(kind), out),
+            TypeError,
+            f"{argument}: dtype {kind} came, allowed are float16",
+        )
+
+
+def is_a_sentence(message: str) -> bool:
+    """name: what came, what is allowed; in one line that does not end like a paragraph."""
+    return bool(re.match(r"[a-z_]+: \S", message)) and not re.search(r"\n|\.$|  ", message)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case):
+    call, exception, message = CASES[case]
+    memory = np.full((4, 5), np.nan, np.float32)
+    before = memory.tobytes()
+    with pytest.raises(exception, match=f"^{message}") as refused:
+        call(memory[1:3, 1:4] if "flat" not in case else np.full((2, 3), np.nan, np.float32))
+    assert type(refused.value) is exception
+    assert is_a_sentence(str(refused.value))
+    assert memory.tobytes() == before, "out was touched"
+
+
+def test_every_public_function_is_in_the_table():
+    kinds = {"elementwise": ("", "_backward", "_derivative"), "rows": ("", "_backward")}
+    kinds["loss"] = ("", "_backward", "_with_grad")
+    names = {f.name + end for f in FUNCTIONS.values() for end in kinds[f.kind]}
+    assert names | {"softmax_jacobian"} == set(FIRST)
+
+
+@pytest.mark.parametrize("name", [f.name for f in FUNCTIONS.values() if f.kind != "loss"])
+def test_out_is_given_by_name_only(name):
+    arguments = {"linear": (X, 1.0, 0.0), "leaky_relu": (X, 0.1), "prelu": (X, 0.1)}.get(name, (X,))
+    if FUNCTIONS[name].kind == "rows":
+        arguments = (X, -1)
+    with pytest.raises(TypeError, match="positional"):
+        getattr(gpuact, name)(*arguments, np.empty_like(X))
+
+
+def test_integers_and_bools_that_are_not_refused():
+    """The other side of REFUSED: everything else takes them."""
+    for name, (_, function) in FIRST.items():
+        for kind in ("int64", "bool", "uint8"):
+            if kind not in REFUSED.get(name, ()):
+                function(array_of(kind), None)
+
+
+# -- torch ----------------------------------------------------------------------------------------
+
+
+def _torch_cases() -> dict[str, Case]:
+    import torch
+
+    x = torch.ones(2, 3)
+    tracked = torch.ones(2, 3, requires_grad=True)
+    weight = torch.ones(3, requires_grad=True)
+    t = torch.tensor([0, 1])
+    return {
+        "x requires grad": (
+            lambda out: gpuact.relu(tracked, out=out),
+            ValueError,
+            "out: came with a tensor that requires grad",
+        ),
+        "a parameter requires grad": (
+            lambda out: gpuact.prelu(x, weight, out=out),
+            ValueError,
+            "out: came with a tensor that requires grad",
+        ),
+        "out requires grad": (
+            lambda out: gpuact.sigmoid(x, out=out.requires_grad_()),
+            ValueError,
+            "out: came with a tensor that requires grad",
+        ),
+        "x requires grad in a derivative": (
+            lambda out: gpuact.tanh_derivative(tracked, out=out),
+            ValueError,
+            "out: came with a tensor that requires grad",
+        ),
+        "rows require grad": (
+            lambda out: gpuact.softmax(tracked, out=out),
+            ValueError,
+            "out: came with a tensor that requires grad",
+        ),
+        "x is its own out": (
+            lambda out: gpuact.relu(tracked, out=tracked),
+            ValueError,
+            "out: came with a tensor that requires grad",
+        ),
+        "logits require grad": (
+            lambda out: gpuact.cross_entropy_with_grad(tracked, t, dlogits_out=out),
+            ValueError,
+            "dlogits_out: came with a tensor that requires grad",
+        ),
+        "probabilities require grad": (
+            lambda out: gpuact.cross_entropy_with_grad(x, tracked, dlogits_out=out),
+            ValueError,
+            "dlogits_out: came with a tensor that requires grad",
+        ),
+        "class weights require grad": (
+            lambda out: gpuact.cross_entropy(x, t, weight=weight),
+            ValueError,
+            "weight: came requiring grad",
+        ),
+        "a slope that would be learned": (
+            lambda out: gpuact.leaky_relu(x, weight[0], out=out),
+            TypeError,
+            "negative_slope: Tensor came, allowed is a number",
+        ),
+        "out of numpy": (
+            lambda out: gpuact.relu(x, out=out.numpy()),
+            TypeError,
+            "out: ndarray came, allowed is an array of x's own library, Tensor",
+        ),
+        "out of torch": (
+            lambda out: gpuact.relu(X, out=out),
+            TypeError,
+            "out: Tensor came, allowed is an array of x's own library, ndarray",
+        ),
+        "dlogits_out of numpy": (
+            lambda out: gpuact.cross_entropy_with_grad(x, t, dlogits_out=out.numpy()),
+            TypeError,
+            "dlogits_out: ndarray came",
+        ),
+        "out on another device": (
+            lambda out: gpuact.relu(x, out=out.to("meta")),
+            TypeError,
+            "out: is on meta while x is on cpu",
+        ),
+        "out of another dtype": (
+            lambda out: gpuact.relu(x.bfloat16(), out=out),
+            TypeError,
+            "out: dtype float32 came, the result has bfloat16",
+        ),
+        "out of another shape": (
+            lambda out: gpuact.softmax(x, out=out[:1]),
+            ValueError,
+            r"out: shape \(1, 3\) came",
+        ),
+        "out expanded": (
+            lambda out: gpuact.relu(x, out=out[:1].expand(2, 3)),
+            ValueError,
+            "out: a broadcast view came",
+        ),
+        "sparse": (
+            lambda out: gpuact.relu(x.to_sparse(), out=out),
+            TypeError,
+            "x: a sparse tensor came, allowed are dense ones",
+        ),
+        "sparse rows": (
+            lambda out: gpuact.softmax(x.to_sparse(), out=out),
+            TypeError,
+            "x: a sparse tensor came",
+        ),
+        "complex": (
+            lambda out: gpuact.tanh(x.to(torch.complex64), out=out),
+            TypeError,
+            "x: dtype complex64 came",
+        ),
+        "quantized": (
+            lambda out: gpuact.relu(x.to(torch.float8_e5m2), out=out),
+            TypeError,
+            "x: dtype float8_e5m2 came",
+        ),
+        "bool": (lambda out: gpuact.relu(x > 0, out=out), TypeError, "x: dtype bool came"),
+        "a list of slopes": (
+            lambda out: gpuact.prelu(x, [0.1, 0.2, 0.3], out=out),
+            TypeError,
+            "weight: ",
+        ),
+        "an axis": (lambda out: gpuact.softmax(x, 2, out=out), AxisError, "axis: 2 came"),
+        "a class": (
+            lambda out: gpuact.cross_entropy(x, t + 2),
+            IndexError,
+            "target: class 3 came",
+        ),
+    }
+
+
+def test_bad_input_of_torch(subtests):
+    torch = pytest.importorskip("torch")
+    for case, (call, exception, message) in _torch_cases().items():
+        with subtests.test(case):
+            memory = torch.full((4, 5), float("nan"))
+            with pytest.raises(exception, match=f"^{message}") as refused:
+                call(memory[1:3, 1:4])
+            assert type(refused.value) is exception
+            assert is_a_sentence(str(refused.value))
+            assert memory.isnan().all(), "out was touched"
