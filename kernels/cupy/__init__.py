@@ -45,7 +45,8 @@ def raw_module(types: Mapping[str, str], *texts: str) -> Any:
 
 def element_strides(array: Any) -> tuple[int, ...]:
     """Strides in elements, as the kernels count."""
-    return tuple(stride // array.dtype.itemsize for stride in array.strides)
+    size = array.itemsize
+    return tuple([stride // size for stride in array.strides])
 
 
 # Threads of the block that takes a row: (rows up to this length, threads). A thread takes eight
@@ -53,7 +54,7 @@ def element_strides(array: Any) -> tuple[int, ...]:
 # row depend on its block, so nothing but the row's length may choose it.
 BLOCKS = ((256, 32), (1024, 128), (8192, 256), (None, 512))
 
-# Blocks beyond those that an H200 can hold at once (132 × 32) many times over walk the rows.
+# With more rows than this a block takes several; an H200 holds 132 × 32 blocks at once.
 MAX_BLOCKS = 1 << 16
 
 

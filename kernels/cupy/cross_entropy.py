@@ -11,8 +11,14 @@ THREADS = 256  # of a block of target_weight, a row each
 
 
 @cache
-def module(logits: str, target: str, weight: str) -> Any:
-    types = {"X": logits, "T": target, "W": weight, "C": compute_name(logits)}
+def module(logits: Any, target: Any, weight: Any) -> Any:
+    """The kernels for arrays of these dtypes; without weights any will do for theirs."""
+    types = {
+        "X": logits.name,
+        "T": target.name,
+        "W": weight.name,
+        "C": compute_name(logits.name),
+    }
     return raw_module(types, text("rows.cuh"), text("cross_entropy.cuh"))
 
 
@@ -37,7 +43,7 @@ def with_grad(
 def target_weight(target: Any, weight: Any, out: Any, classes: int, ignore_index: int) -> Launch:
     """Each row's weight, one thread a row."""
     outer, inner = out.shape
-    kernels = module(out.dtype.name, target.dtype.name, _weight_name(weight, out.dtype.name))
+    kernels = module(out.dtype, target.dtype, (out if weight is None else weight).dtype)
     args = (*_rows_of(target), *_weights(weight), out, outer * inner, classes, inner, ignore_index)
     return kernels, "target_weight", (-(-out.size // THREADS),), (THREADS,), args
 
@@ -52,8 +58,7 @@ def _rows(
     label_smoothing: float,
 ) -> Launch:
     outer, n, inner = logits.shape
-    name = logits.dtype.name
-    kernels = module(name, target.dtype.name, _weight_name(weight, compute_name(name)))
+    kernels = module(logits.dtype, target.dtype, (logits if weight is None else weight).dtype)
     grid, block = row_geometry(logits.shape)
     shape = (outer * inner, n, inner)
     smoothing = (1.0 - label_smoothing, label_smoothing / n)
@@ -69,7 +74,3 @@ def _rows_of(array: Any) -> tuple[Any, ...]:
 
 def _weights(weight: Any) -> tuple[Any, ...]:
     return (None, 0) if weight is None else (weight, *element_strides(weight))
-
-
-def _weight_name(weight: Any, default: str) -> str:
-    return default if weight is None else str(weight.dtype.name)

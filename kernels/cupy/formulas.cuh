@@ -6,8 +6,8 @@
 // arguments are named for what they read: x or y. NaN in gives NaN out.
 //
 // CuPy always compiles with -ftz=true: arithmetic and comparisons take float32 subnormals for 0.
-// An exponential below 2^-126 becomes 0 therefore; but no kink moves, and no product is lost because
-// one factor is subnormal: that is what the helpers before the formulas are for.
+// An exponential below 2^-126 becomes 0 therefore; but no kink moves, and no product is lost for
+// a factor that is subnormal: the helpers before the formulas see to that.
 //
 // NVRTC and a host's C++17 compiler both take this file, so that every formula can be tested on
 // all values of a half type without a GPU.

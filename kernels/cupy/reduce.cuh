@@ -1,9 +1,9 @@
 // Sums of a formula's terms over an (outer, kept, inner) view: sums[kept].
 //
 // A and B are the types of the arrays (one array: A, given twice), R the result's, C the
-// computation's, and TERM the formula's name. The terms of one output, numbered (outer, inner), are cut
-// into chunks; block (k, c) adds up chunk c of outputs k·blockDim.x + threadIdx.x. Chunks depend on
-// the shape alone and there are no atomics: the same bits in every run.
+// computation's, and TERM the formula's name. The terms of one output, numbered (outer, inner), are
+// cut into chunks; block (k, c) adds up chunk c of outputs k·blockDim.x + threadIdx.x. Chunks depend
+// on the shape alone and there are no atomics: the same bits in every run.
 
 constexpr int THREADS = 256;  // of a block, whatever its shape
 

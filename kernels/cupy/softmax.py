@@ -10,8 +10,9 @@ from . import Launch, compute_name, element_strides, raw_module, row_geometry, t
 
 
 @cache
-def module(a: str, b: str, result: str) -> Any:
-    types = {"A": a, "B": b, "R": result, "C": compute_name(result)}
+def module(a: Any, b: Any, result: Any) -> Any:
+    """The kernels for arrays of these dtypes; the key is dtypes since their names take long."""
+    types = {"A": a.name, "B": b.name, "R": result.name, "C": compute_name(result.name)}
     return raw_module(types, text("rows.cuh"), text("softmax.cuh"))
 
 
@@ -20,5 +21,5 @@ def launch(formula: str, arrays: Sequence[Any], out: Any) -> Launch:
     operands = [arg for array in (*arrays, out) for arg in (array, *element_strides(array))]
     grid, block = row_geometry(out.shape)
     outer, n, inner = out.shape
-    kernels = module(arrays[0].dtype.name, arrays[-1].dtype.name, out.dtype.name)
+    kernels = module(arrays[0].dtype, arrays[-1].dtype, out.dtype)
     return kernels, formula, grid, block, (*operands, outer * inner, n, inner)
