@@ -442,7 +442,8 @@ def cross_entropy(
     weight: (C,), one a class. label_smoothing ε takes (1 − ε) Y + ε/C for Y. Rows whose target is
     `ignore_index` (integers only) give 0 and do not count. reduction: "none" gives a loss a row,
     "sum" their sum, "mean" their sum over the weight of the targets that count (probabilities:
-    over the rows); a mean over nothing is NaN with gradient 0.
+    over the rows); a mean over nothing is NaN with gradient 0. A class whose share w_k Y_k is 0
+    adds nothing, whatever its logit.
 
     Returns the loss, or (loss, lse) with `return_lse`, lse = log Σ_k e^z_k of every row, which
     `cross_entropy_backward` reads. Both are float32 for half types, else of logits' dtype. A row

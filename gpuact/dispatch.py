@@ -76,10 +76,10 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _choose(home: str) -> str:
+def _choose(name: str, home: str) -> str:
     takers = TAKES.get(home)
     if takers is None:
-        raise TypeError(f"x: {home} came, allowed are {', '.join(TAKES)}")
+        raise TypeError(f"{name}: an array of {home} came, allowed are {', '.join(TAKES)}")
     if home == "PyTorch on the CPU" and _interpreting():
         takers = (*takers, "triton")
     override = _override()
@@ -154,7 +154,7 @@ def resolve(**arrays: Any) -> Call:
                 f"{name}: is on {library.device(other)} while {first} is on {library.device(x)}; "
                 "all arrays of a call must be on one device"
             )
-    return Call(library, x, _choose(library.home(x)))
+    return Call(library, x, _choose(first, library.home(x)))
 
 
 # -- what is here ---------------------------------------------------------------------------------

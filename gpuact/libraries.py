@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -33,7 +34,17 @@ def dtype_name(dtype: Any) -> str:
     text = str(dtype)
     if text.startswith("torch."):
         return text.removeprefix("torch.")
-    return text if text == "bfloat16" else np.dtype(dtype).name
+    if text == "bfloat16":
+        return text
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        raise TypeError(f"dtype: {text} came, allowed are {', '.join(FLOATING)}") from None
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # NumPy puts it together anew each time: 2 µs
 
 
 class Library:
@@ -50,7 +61,7 @@ class Library:
         return "cpu"
 
     def dtype(self, x: Any) -> str:
-        return str(x.dtype.name)
+        return _name_of(x.dtype)
 
     def pointer(self, x: Any) -> int:
         return int(x.__array_interface__["data"][0])

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from inspect import signature
 from itertools import pairwise, product
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import reference
+from ..libraries import HALF
 
 Array = npt.NDArray[Any]
 Empty = Callable[[tuple[int, ...], str], Array]
 
 BLOCK = 1 << 15  # elements: 128 KiB of float32; several such temporaries share one core's L2
-PARALLEL = 1 << 17  # elements from which handing work to threads (about 50 µs) pays
+STRIP, LARGE_BLOCK = 256, 1 << 20  # rows side by side where the row is not the last axis
+PARALLEL = 1 << 20  # elements from which handing work to threads pays, on busy cores too
 WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 SPANS = 4 * WORKERS  # pieces of a large array: more than threads, so that none waits for long
 
@@ -33,10 +36,17 @@ def why_not() -> None:
     """NumPy is a hard dependency: it always runs."""
 
 
+@cache
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """float32 for half types (ml_dtypes.bfloat16 is none of NumPy's own kinds), else itself."""
-    half = dtype.kind == "V" or dtype == np.float16
-    return np.dtype(np.float32) if half or dtype.name == "bfloat16" else dtype
+    """float32 for half types, else itself."""
+    return np.dtype(np.float32) if dtype.name in HALF else dtype
+
+
+@cache
+def _formula(name: str) -> tuple[Callable[..., Any], bool]:
+    """A formula of the reference, and whether it writes its last step into `out`."""
+    function = getattr(reference, name)
+    return function, "out" in signature(function).parameters
 
 
 @cache
@@ -73,9 +83,8 @@ def _share(work: Callable[[Any], None], pieces: Iterable[Any], size: int) -> Non
 
 
 def _spans(n: int, count: int) -> list[tuple[int, int]]:
-    """range(n) in at most `count` pieces of nearly equal length."""
-    edges = np.linspace(0, n, min(n, count) + 1).astype(int).tolist()
-    return list(pairwise(edges))
+    """range(n) in `count` pieces of nearly equal length."""
+    return list(pairwise(n * k // count for k in range(count + 1)))
 
 
 def elementwise(
@@ -86,7 +95,7 @@ def elementwise(
     empty: Empty,
 ) -> None:
     compute = compute_dtype(out.dtype)
-    function = getattr(reference, formula)
+    function, takes_out = _formula(formula)
     operands = [*arrays, *(p for p in params if isinstance(p, np.ndarray))]
     scalars = [None if isinstance(p, np.ndarray) else compute.type(p) for p in params]
     operand_flags: list[list[Any]] = [*[["readonly"]] * len(operands), ["writeonly"]]
@@ -105,7 +114,10 @@ def elementwise(
         for *values, y in mine:
             blocks = iter(values[len(arrays) :])
             chosen = (next(blocks) if s is None else s for s in scalars)
-            y[...] = function(*values[: len(arrays)], *chosen)
+            if takes_out:
+                function(*values[: len(arrays)], *chosen, out=y)
+            else:
+                y[...] = function(*values[: len(arrays)], *chosen)
 
     _share(work, _spans(out.size, SPANS if out.size >= PARALLEL else 1), out.size)
 
@@ -143,8 +155,11 @@ def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> N
 
 
 def _blocks(outer: int, n: int, inner: int) -> list[tuple[slice, slice]]:
-    """Pieces of (outer, inner) whose rows, n long, fill one block."""
-    wide = min(inner, max(1, BLOCK // n))
+    """Pieces of (outer, inner) whose rows, n long, fill a block.
+
+    Rows that lie side by side stay together, up to a larger block: NumPy is slow on short strips.
+    """
+    wide = min(inner, max(16, min(STRIP, LARGE_BLOCK // n), BLOCK // n))
     tall = max(1, BLOCK // (n * wide))
     corners = product(range(0, outer, tall), range(0, inner, wide))
     return [(slice(o, o + tall), slice(i, i + wide)) for o, i in corners]
@@ -162,11 +177,16 @@ def rows(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> Non
         for o, i in product(range(outer), range(inner)):
             _long_row(formula, [a[o, :, i] for a in arrays], out[o, :, i], compute)
         return
-    function = getattr(reference, formula)
+    function, _ = _formula(formula)
+    axis = -1 if inner == 1 else 1  # NumPy is fastest along the last axis
 
     def work(block: tuple[slice, slice]) -> None:
-        result = function(*(_rows_of(a, block, compute) for a in arrays))
-        out[block[0], :, block[1]] = result.swapaxes(1, 2)
+        where: Any = (block[0], slice(None), 0 if inner == 1 else block[1])
+        blocks = (a[where].astype(compute, copy=False) for a in arrays)
+        if out.dtype == compute:
+            function(*blocks, axis=axis, out=out[where])
+        else:
+            out[where] = function(*blocks, axis=axis)
 
     _share(work, _blocks(outer, n, inner), out.size)
 
@@ -237,11 +257,9 @@ def _cross_entropy(
             if lse is not None:
                 lse[block] = log_sum.reshape(shape[:2])
         if dlogits is not None and scale is not None:
-            unit, ignored = reference.cross_entropy_backward(
-                z, t, weights, log_sum, ignore_index, label_smoothing
+            dz = reference.cross_entropy_backward(
+                scale[block].ravel(), z, t, weights, log_sum, ignore_index, label_smoothing
             )
-            # an ignored row stays 0 whatever its scale: a mean over nothing is 0/0
-            dz = np.where(ignored[:, None], 0, scale[block].reshape(-1, 1) * unit)
             dlogits[block[0], :, block[1]] = dz.reshape(shape).swapaxes(1, 2)
 
     _share(work, _blocks(outer, classes, inner), logits.size)
