@@ -39,6 +39,7 @@ def _runtime_headers() -> list[str]:
     return [f"-I{p}" for p in found if os.path.isdir(p)]
 
 
+@cache
 def _nvrtc(source: str, arch: str, options: tuple[str, ...], cubin: bool) -> bytes:
     """Compile with CuPy's compiler options.
 
@@ -60,7 +61,6 @@ def _nvrtc(source: str, arch: str, options: tuple[str, ...], cubin: bool) -> byt
     return made.encode() if isinstance(made, str) else made
 
 
-@cache
 def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str:
     """CUDA C++ to PTX."""
     return _nvrtc(source, f"compute_{arch}", options, False).decode().rstrip("\0")
@@ -85,7 +85,8 @@ class Source:
         return nvrtc_ptx(self.code, arch, self.options)
 
     def cubin(self, arch: int = 80) -> bytes:
-        return _nvrtc(self.code, f"sm_{arch}", self.options, True)
+        made = _nvrtc(self.code, f"sm_{arch}", self.options, True)
+        return made + bytes(-len(made) % 8)  # CuPy cuts a last zero byte off
 
 
 def _raw_argument(x: Any) -> Any:
