@@ -140,6 +140,11 @@ def cases(layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
     return found
 
 
+def sample(lib: Library, layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
+    """All cases; in the slow interpreter every fifth, which is all values of each option."""
+    return cases(layout, kind)[:: 5 if lib.family == "interpreter" else 1]
+
+
 def placed(lib: Library, *arrays: Array | None) -> list[Any]:
     return [None if a is None else lib.place(a) for a in arrays]
 
@@ -148,35 +153,49 @@ def natives(inputs: list[Any]) -> list[Any]:
     return [None if p is None else p.native for p in inputs]
 
 
+def check_case(lib: Library, case: Case, want: dict[str, Array]) -> None:
+    """Loss, lse, cross_entropy_backward and cross_entropy_with_grad."""
+    what = f"{lib.name} {case.options} weight {case.weight is not None}"
+    inputs = placed(lib, case.logits, case.target, case.weight)
+    z, t, w = natives(inputs)
+    options = {"weight": w, **case.options}
+    loss, lse = gpuact.cross_entropy(z, t, return_lse=True, **options)
+    near(lib.numpy(loss, z, case.loss_shape, "float64"), want["loss"], f"loss {what}")
+    near(lib.numpy(lse, z, case.row_shape, "float64"), want["lse"], f"lse {what}")
+    alone = gpuact.cross_entropy(z, t, **options)
+    assert lib.executor.to_numpy(alone).tobytes() == lib.executor.to_numpy(loss).tobytes()
+
+    dloss = lib.place(case.dloss())
+    dz = gpuact.cross_entropy_backward(dloss.native, z, t, lse, **options)
+    near(lib.numpy(dz, z, case.logits.shape, "float64"), want["dlogits"], f"dlogits {what}")
+
+    loss, dz = gpuact.cross_entropy_with_grad(z, t, **options)
+    near(lib.numpy(loss, z, case.loss_shape, "float64"), want["loss"], f"its loss {what}")
+    near(lib.numpy(dz, z, case.logits.shape, "float64"), want["unit"], f"its grad {what}")
+    untouched(*(p for p in (*inputs, dloss) if p is not None))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_combination(lib, layout, kind):
+    for case, want in sample(lib, layout, kind):
+        check_case(lib, case, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("lib", libraries("torch-interpreter"), indirect=True)
+def test_every_combination_in_the_interpreter(lib, layout, kind):
     for case, want in cases(layout, kind):
-        what = f"{lib.name} {case.options} weight {case.weight is not None}"
-        inputs = placed(lib, case.logits, case.target, case.weight)
-        z, t, w = natives(inputs)
-        options = {"weight": w, **case.options}
-        loss, lse = gpuact.cross_entropy(z, t, return_lse=True, **options)
-        near(lib.numpy(loss, z, case.loss_shape, "float64"), want["loss"], f"loss {what}")
-        near(lib.numpy(lse, z, case.row_shape, "float64"), want["lse"], f"lse {what}")
-        alone = gpuact.cross_entropy(z, t, **options)
-        assert lib.executor.to_numpy(alone).tobytes() == lib.executor.to_numpy(loss).tobytes()
-
-        dloss = lib.place(case.dloss())
-        dz = gpuact.cross_entropy_backward(dloss.native, z, t, lse, **options)
-        near(lib.numpy(dz, z, case.logits.shape, "float64"), want["dlogits"], f"dlogits {what}")
-
-        loss, dz = gpuact.cross_entropy_with_grad(z, t, **options)
-        near(lib.numpy(loss, z, case.loss_shape, "float64"), want["loss"], f"its loss {what}")
-        near(lib.numpy(dz, z, case.logits.shape, "float64"), want["unit"], f"its grad {what}")
-        untouched(*(p for p in (*inputs, dloss) if p is not None))
+        check_case(lib, case, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("lib", TORCH, indirect=True)
 def test_autograd_of_every_combination(lib, layout, kind):
-    for case, want in cases(layout, kind):
+    for case, want in sample(lib, layout, kind):
         what = f"{lib.name} {case.options} weight {case.weight is not None}"
         z, t, w = natives(placed(lib, case.logits, case.target, case.weight))
         leaves = [z] if case.target.dtype.kind in "iu" else [z, t]
