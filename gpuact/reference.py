@@ -84,13 +84,13 @@ def tanh(x: Array, out: Array | None = None) -> Array:
 
 
 def tanh_backward(dy: Array, y: Array, out: Array | None = None) -> Array:
-    return np.multiply(dy, 1 - y * y, out=out)
+    # 1 - y^2 in the form that does not cancel where |y| is nearly 1
+    return np.multiply(dy, (1 - y) * (1 + y), out=out)
 
 
 def tanh_derivative(x: Array, out: Array | None = None) -> Array:
-    # 1 / cosh^2; its square comes last, lest the exponential underflow before its square would.
-    z = np.exp(-np.abs(x))
-    return np.square(2 * z / (1 + z * z), out=out)
+    z = np.exp(-2 * np.abs(x))
+    return np.divide(4 * z, np.square(1 + z), out=out)
 
 
 def relu(x: Array, out: Array | None = None) -> Array:
