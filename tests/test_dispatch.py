@@ -220,7 +220,7 @@ def test_a_device_that_nobody_runs_on():
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="PyTorch on meta came, allowed are NumPy, CuPy, PyTorch"):
         gpuact.relu(torch.empty(3, device="meta"))
-    with pytest.raises(TypeError, match=r"^logits: PyTorch on meta"):
+    with pytest.raises(TypeError, match=r"^logits: .*PyTorch on meta came"):
         logits = torch.empty(3, 2, device="meta")
         gpuact.cross_entropy(logits, torch.empty(3, dtype=torch.int64, device="meta"))
 
