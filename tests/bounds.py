@@ -111,7 +111,7 @@ def elementwise(formula: str, family: str, dtype: str, operands: list[Any], valu
             allowed = bound * ulp(weight, dtype)
         else:
             allowed = (HALF * ulp(value, dtype) + bound * ulp(weight, compute)) * (bound > 0)
-    if family in ("cupy", "triton") and compute == "float32":
+    if family != "numpy" and compute == "float32":
         allowed = allowed + _flush_floor(wide)
     return allowed
 

@@ -33,3 +33,14 @@ def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture(params=DTYPES)
 def dtype(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which kernels were executed and compiled: what tests recorded by record_property."""
+    for word in ("executed", "compiled"):
+        reports = terminalreporter.stats.get("passed", [])
+        found = [value for r in reports for key, value in r.user_properties if key == word]
+        if found:
+            terminalreporter.section(f"kernels {word}")
+        for where, names in found:
+            terminalreporter.line(f"{where}: {len(names)}: {', '.join(names)}")
