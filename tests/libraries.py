@@ -57,6 +57,15 @@ def untouched(*inputs: Placed) -> None:
     assert all(x.unchanged() for x in inputs), "an input was modified"
 
 
+def _numpy_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Library:
+    """The same executor, cutting small arrays as it cuts large ones, and on threads."""
+    library = _executor("numpy", None, "numpy")(monkeypatch)
+    small = {"BLOCK": 64, "STRIP": 3, "LARGE_BLOCK": 512, "PARALLEL": 256, "LONG_ROW": 900}
+    for name, value in {**small, "WORKERS": 3, "SPANS": 12}.items():
+        monkeypatch.setattr(library.executor.backend, name, value)
+    return replace(library, name="numpy-in-pieces")
+
+
 def _torch_cpu(monkeypatch: pytest.MonkeyPatch) -> Library:
     pytest.importorskip("torch")
     tools = (harness._to_torch, harness._torch_view, harness._from_torch, False)
@@ -80,6 +89,7 @@ def _executor(name: str, backend: str | None, family: str) -> Callable[..., Libr
 
 LIBRARIES: dict[str, tuple[Callable[[pytest.MonkeyPatch], Library], tuple[Any, ...]]] = {
     "numpy": (_executor("numpy", None, "numpy"), ()),
+    "numpy-in-pieces": (_numpy_in_pieces, ()),
     "torch-cpu": (_torch_cpu, ()),
     "torch-interpreter": (_interpreter, (pytest.mark.interpreter,)),
     "cupy": (_executor("cupy-cuda", None, "cupy"), (pytest.mark.gpu,)),
@@ -152,5 +162,5 @@ def layouts(
 
 
 def too_large(lib: Library, shape: tuple[int, ...]) -> bool:
-    """Elementwise kernels see nothing new in a large array, and the interpreter takes a second."""
-    return lib.family == "interpreter" and math.prod(shape) > 50_000
+    """Where kernels see nothing new in a large array, and take a second a piece."""
+    return lib.name in ("interpreter", "numpy-in-pieces") and math.prod(shape) > 50_000
