@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 from . import calls
 from .catalogue import FUNCTIONS
 from .dispatch import asarray
+from .operations import Reduction
 
 
 class Array(Protocol):
@@ -34,7 +35,6 @@ class Array(Protocol):
 
 
 A = TypeVar("A", bound=Array)
-Reduction = Literal["mean", "sum", "none"]
 
 
 # -- linear ---------------------------------------------------------------------------------------

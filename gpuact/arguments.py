@@ -124,12 +124,17 @@ def slope_shape(name: str, value: Any, shape: Sequence[int], channel_axis: int) 
     )
 
 
+def whole(name: str, value: Any) -> int:
+    """An argument that must be an int."""
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int") from None
+
+
 def single_axis(name: str, axis: Any, ndim: int) -> int:
     """An axis as a number from 0; AxisError out of range."""
-    try:
-        k = index(axis)
-    except TypeError:
-        raise TypeError(f"{name}: {type(axis).__name__} came, allowed is an int") from None
+    k = whole(name, axis)
     if not -ndim <= k < ndim:
         raise np.exceptions.AxisError(
             f"{name}: {k} came, an array of {ndim} dimensions allows {-ndim} to {ndim - 1}"

@@ -14,7 +14,7 @@ from . import arguments, operations
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .libraries import FLOATING, Library
-from .operations import Loss
+from .operations import Loss, Reduction
 
 Array = Any
 Parameters = Mapping[str, Any]
@@ -29,7 +29,7 @@ def _tracked(call: Call, *values: Any) -> bool:
     return grad_enabled and any(t.requires_grad for t in tensors)
 
 
-def _run(call: Call, name: str, work: Any, *inputs: Any) -> Any:
+def underived(call: Call, name: str, work: Any, *inputs: Any) -> Any:
     """Run what has no derivative of its own; autograd says so when one is asked for."""
     if not _tracked(call, *inputs):
         return work(*inputs)
@@ -120,7 +120,7 @@ def derivative(
     def work(x: Array, *values: Any) -> Array:
         return operations.elementwise(call, slope, (x,), values, out)
 
-    return _run(call, f"{name}_derivative", work, x, *values)
+    return underived(call, f"{name}_derivative", work, x, *values)
 
 
 def activation_backward(
@@ -152,7 +152,7 @@ def activation_backward(
         )
         return (dx, *sums)
 
-    result: tuple[Any, ...] = _run(
+    result: tuple[Any, ...] = underived(
         call, f"{name}_backward", work, dy, kept, *(values[k] for k in params)
     )
     return result
@@ -205,7 +205,7 @@ def rows_backward(name: str, dy: Any, y: Any, axis: Any) -> Any:
     def work(dy: Array, y: Array) -> Array:
         return operations.rows(call, function.backward, (dy, y), axes)
 
-    return _run(call, f"{name}_backward", work, dy, y)
+    return underived(call, f"{name}_backward", work, dy, y)
 
 
 def softmax_jacobian(y: Any, axis: Any) -> Any:
@@ -213,7 +213,7 @@ def softmax_jacobian(y: Any, axis: Any) -> Any:
     call = resolve(y=y)
     y = arguments.floating("y", call.library, y)
     k = arguments.single_axis("axis", axis, y.ndim) if y.ndim or axis not in (0, -1) else 0
-    return _run(call, "softmax_jacobian", lambda y: operations.softmax_jacobian(call, y, k), y)
+    return underived(call, "softmax_jacobian", lambda y: operations.softmax_jacobian(call, y, k), y)
 
 
 # -- cross-entropy --------------------------------------------------------------------------------
@@ -279,6 +279,8 @@ class LossCall:
             )
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction: {reduction!r} came, allowed are 'mean', 'sum', 'none'")
+        ignore_index = arguments.whole("ignore_index", ignore_index)
+        label_smoothing = arguments.parameter("label_smoothing", label_smoothing, arrays=False)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing: {label_smoothing} came, allowed is 0 to 1")
         if not integers and ignore_index >= 0:
@@ -309,7 +311,7 @@ class LossCall:
             dtype = arguments.compute_dtype(library.dtype(self.logits))
             weight = library.astype(arguments.floating("weight", library, weight), dtype)
             self.weight = library.contiguous(weight)
-        self.loss = Loss(k, int(ignore_index), float(label_smoothing), reduction, not integers)  # type: ignore[arg-type]
+        self.loss = Loss(k, ignore_index, label_smoothing, cast(Reduction, reduction), not integers)
         for name, value in numbers.items():
             more[name] = self.call.empty((), "float64")
             library.copy(more[name], value)
@@ -366,7 +368,7 @@ def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **opt
             c.call, dloss, logits, target, c.weight, lse, c.loss
         )
 
-    return _run(c.call, "cross_entropy_backward", work, dloss, c.logits, c.target, lse)
+    return underived(c.call, "cross_entropy_backward", work, dloss, c.logits, c.target, lse)
 
 
 def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
@@ -383,7 +385,7 @@ def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **option
             c.call, logits, target, c.weight, c.loss, dlogits_out
         )
 
-    return _run(c.call, "cross_entropy_with_grad", work, c.logits, c.target)
+    return underived(c.call, "cross_entropy_with_grad", work, c.logits, c.target)
 
 
 # -- ahead of time --------------------------------------------------------------------------------

@@ -104,6 +104,9 @@ class Library:
     def copy(self, destination: Any, source: Any) -> None:
         destination[...] = source
 
+    def wrote(self, x: Any) -> None:
+        """Told after every write to an array of the caller's."""
+
     def divide(self, a: Any, b: Any) -> Any:
         """Arrays of the loss's dtype; 0/0 is NaN without a warning."""
         with np.errstate(all="ignore"):
@@ -234,6 +237,10 @@ class Torch(Library):
 
     def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
         return x.expand(tuple(shape))
+
+    def wrote(self, x: Any) -> None:
+        if not x.is_inference():  # which no backward reads, and whose versions nobody counts
+            self.xp.autograd.graph.increment_version(x)
 
     def divide(self, a: Any, b: Any) -> Any:
         return a / b

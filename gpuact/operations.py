@@ -18,6 +18,7 @@ from .dispatch import Call
 from .libraries import overlap, same_memory
 
 Array = Any
+Reduction = Literal["mean", "sum", "none"]
 
 
 def _deliver(
@@ -40,6 +41,8 @@ def _deliver(
             write(result)
             if indirect:
                 library.copy(target, result)
+    if out is not None:
+        library.wrote(out)
     return target
 
 
@@ -143,6 +146,7 @@ def _deliver_rows(
     result = _deliver(call, None, inputs, fresh, lambda y: write(rows.view(call, y)))
     with call.library.on(call.like, call.backend):
         call.library.copy(out, result)
+    call.library.wrote(out)
     return out
 
 
@@ -193,7 +197,7 @@ class Loss:
     axis: int
     ignore_index: int
     label_smoothing: float
-    reduction: Literal["mean", "sum", "none"]
+    reduction: Reduction
     probabilities: bool  # the target's kind
 
     @property

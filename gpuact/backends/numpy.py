@@ -2,7 +2,7 @@
 
 An expression over whole arrays goes to memory once per operation and asks the system for every
 temporary anew; page faults then cost more than the arithmetic. Here `np.nditer` hands out pieces of
-128 KiB (cast to the precision of the computation, whatever the strides), the reference computes on
+256 KiB (cast to the precision of the computation, whatever the strides), the reference computes on
 them, and large arrays are shared among threads, for ufuncs release the interpreter's lock.
 """
 
@@ -25,7 +25,7 @@ from ..libraries import HALF
 Array = npt.NDArray[Any]
 Empty = Callable[[tuple[int, ...], str], Array]
 
-BLOCK = 1 << 15  # elements: 128 KiB of float32; several such temporaries share one core's L2
+BLOCK = 1 << 16  # elements: 256 KiB of float32; a few such temporaries share one core's L2
 STRIP, LARGE_BLOCK = 256, 1 << 20  # rows side by side where the row is not the last axis
 PARALLEL = 1 << 20  # elements from which handing work to threads pays, on busy cores too
 WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)

@@ -1,7 +1,8 @@
 """PyTorch's reverse mode over gpuact's own backward functions.
 
 Backward runs on autograd's thread, where `using()` does not reach: each function remembers the
-backend that ran forward. Gradients are not differentiable again; autograd says so when asked.
+backend that ran forward. Gradients are not differentiable again: they are computed `underived`, so
+that autograd says so when asked instead of taking them for constants.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from .. import calls, operations
 from ..catalogue import FUNCTIONS, Function
@@ -41,25 +41,29 @@ class _Activation(torch.autograd.Function):
         return cast(Tensor, y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         function: Function = ctx.function
-        kept, *tensors = ctx.saved_tensors
-        arrays = iter(tensors)
-        values = [next(arrays) if scalar is None else scalar for scalar in ctx.scalars]
-        named = {
-            "dy": dy,
-            "y" if "y" in function.saved else "x": kept,
-            **dict(zip(function.forward.parameters, values, strict=True)),
-        }
         call = _call(ctx.backend, dy)
         _, _, wanted, *wanted_params = ctx.needs_input_grad
-        dx = calls.backward_input(call, function, named) if wanted else None
-        sums = (
-            calls.backward_parameter(call, function, named, name) if needed else None
-            for name, needed in zip(function.forward.parameters, wanted_params, strict=True)
-        )
-        return (None, None, dx, *sums)
+        names = function.forward.parameters
+
+        def work(dy: Tensor, kept: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+            arrays = iter(tensors)
+            values = [next(arrays) if scalar is None else scalar for scalar in ctx.scalars]
+            named = {
+                "dy": dy,
+                "y" if "y" in function.saved else "x": kept,
+                **dict(zip(names, values, strict=True)),
+            }
+            dx = calls.backward_input(call, function, named) if wanted else None
+            sums = (
+                calls.backward_parameter(call, function, named, name) if needed else None
+                for name, needed in zip(names, wanted_params, strict=True)
+            )
+            return (dx, *sums)
+
+        name = f"{function.name}_backward"
+        return (None, None, *calls.underived(call, name, work, dy, *ctx.saved_tensors))
 
 
 def activation(function: Function, backend: str, x: Tensor, *params: Tensor | float) -> Tensor:
@@ -77,11 +81,15 @@ class _Rows(torch.autograd.Function):
         return cast(Tensor, y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (y,) = ctx.saved_tensors
-        dx = operations.rows(_call(ctx.backend, dy), ctx.function.backward, (dy, y), ctx.axes)
-        return None, None, dx, None
+        function: Function = ctx.function
+        call = _call(ctx.backend, dy)
+
+        def work(dy: Tensor, y: Tensor) -> Tensor:
+            return cast(Tensor, operations.rows(call, function.backward, (dy, y), ctx.axes))
+
+        name = f"{function.name}_backward"
+        return None, None, calls.underived(call, name, work, dy, *ctx.saved_tensors), None
 
 
 def rows(function: Function, backend: str, x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -106,24 +114,35 @@ class _CrossEntropy(torch.autograd.Function):
         return value, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, target, weight, lse = ctx.saved_tensors
         loss: Loss = ctx.loss
-        call = _call(ctx.backend, logits)
+        call = _call(ctx.backend, ctx.saved_tensors[0])
         *_, wanted, target_wanted = ctx.needs_input_grad
-        dlogits = dtarget = None
-        if wanted and dloss is not None:
-            dlogits = operations.cross_entropy_backward(
-                call, dloss, logits, target, weight, lse, loss
-            )
-        if wanted and dlse is not None:
-            s = operations.rows(call, FUNCTIONS["softmax"].forward, (logits,), (loss.axis,))
-            by_lse = s * dlse.unsqueeze(loss.axis).to(s.dtype)
-            dlogits = by_lse if dlogits is None else dlogits + by_lse
-        if target_wanted and dloss is not None:
-            dtarget = _target_gradient(call, dloss, logits, weight, loss).to(target.dtype)
-        return None, None, None, dlogits, dtarget
+
+        def work(
+            dloss: Tensor | None,
+            dlse: Tensor | None,
+            logits: Tensor,
+            target: Tensor,
+            weight: Tensor | None,
+            lse: Tensor,
+        ) -> tuple[Tensor | None, Tensor | None]:
+            dlogits = dtarget = None
+            if wanted and dloss is not None:
+                dlogits = operations.cross_entropy_backward(
+                    call, dloss, logits, target, weight, lse, loss
+                )
+            if wanted and dlse is not None:
+                s = operations.rows(call, FUNCTIONS["softmax"].forward, (logits,), (loss.axis,))
+                by_lse = s * dlse.unsqueeze(loss.axis).to(s.dtype)
+                dlogits = by_lse if dlogits is None else dlogits + by_lse
+            if target_wanted and dloss is not None:
+                dtarget = _target_gradient(call, dloss, logits, weight, loss).to(target.dtype)
+            return dlogits, dtarget
+
+        inputs = (dloss, dlse, *ctx.saved_tensors)
+        gradients = calls.underived(call, "cross_entropy_backward", work, *inputs)
+        return (None, None, None, *gradients)
 
 
 def _target_gradient(
