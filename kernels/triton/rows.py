@@ -9,7 +9,7 @@ short rows share a program too. What belongs to a row has the shape [ROWS, 1].
 import triton
 import triton.language as tl
 
-from .formulas import INTERPRETED, exp
+from .formulas import INTERPRETED, exp, rounded
 
 TILE = 1024  # elements a program has at least, by taking more rows: 8 for each thread of 4 warps
 WIDEST = 4096  # elements a program holds at most: 16 a thread of 8 warps; the rest goes by chunks
@@ -144,4 +144,4 @@ def reduce(
             lanes += FORMULA(x)
         else:
             lanes += FORMULA(x, tl.load(b + offset, mask=mask, other=0.0).to(DTYPE))
-    tl.store(out + part * kept + k, total(lanes).to(out.dtype.element_ty), mask=k < kept)
+    tl.store(out + part * kept + k, rounded(total(lanes), out.dtype.element_ty), mask=k < kept)
