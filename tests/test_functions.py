@@ -7,9 +7,12 @@ infinities, signed zeros and subnormals, and must come back unmodified; outputs 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,7 +73,7 @@ def _public(f: Function) -> list[Public]:
 ELEMENTWISE = {p.name: p for f in FUNCTIONS.values() if f.kind == "elementwise" for p in _public(f)}
 WITH_OUT = [p.name for p in ELEMENTWISE.values() if p.arrays == ("x",)]
 ROWS = [f.name for f in FUNCTIONS.values() if f.kind == "rows"]
-NUMBERS = {"scale": -1.5, "bias": 0.25, "negative_slope": 0.1, "weight": -0.3}
+NUMBERS = {"scale": -1.5, "bias": 0.25, "negative_slope": 0.1, "weight": 1.7}
 
 
 def compute(value: Any, dtype: str) -> Any:
@@ -227,6 +230,47 @@ def test_out_in_the_memory_of_a_parameter(lib):
     row, out = memory.native[0], memory.native[:4]
     gpuact.prelu(placed.native, row, out=out)
     verify(ELEMENTWISE["prelu"], lib, out, [placed], [x], {"weight": full[:1]})
+
+
+def test_any_two_views_of_one_memory(lib):
+    """x and out cut at random from one buffer, with a parameter from it as well."""
+    rng = np.random.default_rng(13)
+    first = 1 if not lib.executor.negative_strides else -2
+    for _ in range(20 if lib.executor.gpu or lib.family == "interpreter" else 150):
+        shape = tuple(rng.integers(1, 5, 2).tolist())
+        memory = lib.place(values((12, 13), "float32", int(rng.integers(1000)), []))
+        before = memory.before.reshape(12, 13).copy()
+
+        def cut(shape: tuple[int, ...] = shape) -> tuple[slice, ...]:
+            """The index of a view of that shape, of random start and steps."""
+            index = []
+            for n, size in zip(shape, (12, 13), strict=True):
+                step = int(rng.choice([s for s in range(first, 3) if s]))
+                span = (n - 1) * abs(step)
+                low = int(rng.integers(0, size - span))
+                places = range(low, low + span + 1, abs(step))[:: 1 if step > 0 else -1]
+                stop = places[-1] + (1 if step > 0 else -1)
+                index.append(slice(places[0], stop if stop >= 0 else None, step))
+            return tuple(index)
+
+        at = {name: cut() for name in ("x", "out", "scale")}
+        views = {name: memory.native[index] for name, index in at.items()}
+        copies = {name: before[index].copy() for name, index in at.items()}
+        if rng.random() < 0.5:
+            gpuact.linear(views["x"], views["scale"], 1.0, out=views["out"])
+            want = copies["x"] * copies["scale"] + np.float32(1)
+        else:
+            axis = int(rng.integers(0, 2))
+            gpuact.softmax(views["x"], axis, out=views["out"])
+            rows = as_rows(copies["x"], axis)
+            want = np.empty(copies["x"].size)
+            order = as_rows(np.arange(want.size).reshape(copies["x"].shape), axis)
+            want[order.ravel()] = truth.softmax(rows).ravel()
+            want = want.reshape(copies["x"].shape)
+        after = memory.numpy().reshape(12, 13)
+        np.testing.assert_allclose(after[at["out"]], want, rtol=1e-5, atol=1e-6)
+        after[at["out"]] = before[at["out"]]
+        assert (after == before).all(), "written beside out"
 
 
 # -- parameters -----------------------------------------------------------------------------------
@@ -736,6 +780,53 @@ def test_the_callers_error_state_is_not_our_business(dtype):
         _, lse = gpuact.cross_entropy(x, target, return_lse=True)
         gpuact.cross_entropy_backward(1.0, x, target, lse)
         gpuact.cross_entropy_with_grad(x, target, weight=dy[0], label_smoothing=0.1)
+
+
+def test_many_threads_and_a_fork():
+    """Calls from many threads at once, each large enough for the executor's own threads; then from
+    a forked process, which has none of them.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_THREADS_AND_A_FORK],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+MANY_THREADS_AND_A_FORK = """
+import os, signal, warnings
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np, gpuact
+from gpuact.backends import numpy as backend
+
+backend.WORKERS, backend.PARALLEL = 4, 1 << 10
+arrays = [np.linspace(-3, 3, 60_000).reshape(60, 1000) + k for k in range(8)]
+want = [(np.tanh(x), np.exp(x) / np.exp(x).sum(-1, keepdims=True)) for x in arrays]
+
+def compute(k):
+    with gpuact.using("numpy"):
+        return gpuact.tanh(arrays[k]), gpuact.softmax(arrays[k])
+
+def check(results):
+    for got, right in zip(results, want, strict=True):
+        for a, b in zip(got, right, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+with ThreadPoolExecutor(8) as pool:
+    for _ in range(5):
+        check(pool.map(compute, range(8)))
+warnings.simplefilter("ignore")  # newer Pythons warn of a fork among threads
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # a lost thread would be waited for without end
+    check(map(compute, range(8)))
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
 
 
 # -- sizes ----------------------------------------------------------------------------------------

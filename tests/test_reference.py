@@ -18,11 +18,12 @@ from gpuact import reference
 from gpuact.catalogue import FUNCTIONS
 from tests.truth import Array
 
-SCALE, BIAS, SLOPE = -1.5, 0.3125, 0.25  # exact in every dtype
+# Exact in every dtype; a slope above 1, where max(x, slope·x) would be another function.
+SCALE, BIAS, SLOPE, STEEP = -1.5, 0.3125, 0.25, 3.0
 PARAMETERS: dict[str, tuple[float, ...]] = {
     "linear": (SCALE, BIAS),
     "leaky_relu": (SLOPE,),
-    "prelu": (SLOPE,),
+    "prelu": (STEEP,),
 }
 TYPES = (np.float32, np.float64)
 
@@ -43,8 +44,13 @@ EXACT: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], float, float]
         0.5,
         0,
     ),
+    "prelu": (
+        lambda x: x if x > 0 else STEEP * x,
+        lambda x: mpmath.mpf(1 if x > 0 else STEEP),
+        0.5,
+        0,
+    ),
 }
-EXACT["prelu"] = EXACT["leaky_relu"]
 
 
 def points(kind: type) -> Array:
