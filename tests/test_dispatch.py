@@ -20,8 +20,9 @@ import pytest
 import gpuact
 from gpuact import dispatch
 from gpuact.backends import BACKENDS
+from gpuact.catalogue import FUNCTIONS, Function, Pass
 from tests.bounds import DTYPES
-from tests.libraries import TORCH
+from tests.libraries import TORCH, libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 X = np.array([-1.0, 2.0], np.float32)
@@ -348,6 +349,34 @@ def test_asarray_with_a_gpu():
     assert gpuact.asarray(got) is got
     with gpuact.using("numpy"):
         assert isinstance(gpuact.asarray([1.0]), np.ndarray)
+
+
+# -- warmup() -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lib", [*libraries("numpy", "cupy"), *TORCH], indirect=True)
+def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
+    """Forward, backward and derivative of six functions, both of two, three of one."""
+    ran: list[str] = []
+    for name in ("elementwise", "reduce", "rows", "cross_entropy", "cross_entropy_with_grad"):
+        work = getattr(lib.executor.backend, name)
+
+        def spy(*args: Any, name: str = name, work: Any = work, **options: Any) -> None:
+            ran.append(args[0] if name in ("elementwise", "reduce", "rows") else name)
+            work(*args, **options)
+
+        monkeypatch.setattr(lib.executor.backend, name, spy)
+    like = lib.place(X).native
+    assert gpuact.warmup([(2, 3)], ["float32"], like=like) == 6 * 3 + 2 * 2 + 3
+    kernels = [p for f in FUNCTIONS.values() if f.kind != "loss" for p in passes(f)]
+    assert {p.formula for p in kernels} | {"cross_entropy", "cross_entropy_with_grad"} <= set(ran)
+    assert gpuact.warmup([(2, 3), (4,)], ["float32", "float16"], ["relu"], like=like) == 4 * 3
+    assert gpuact.warmup([], like=like) == 0
+
+
+def passes(function: Function) -> list[Pass]:
+    own = [function.forward, function.backward, function.slope, *function.sums.values()]
+    return [p for p in own if p is not None]
 
 
 # -- backends(): what is here, and why not --------------------------------------------------------

@@ -117,6 +117,9 @@ def verify(
     value = truth.elementwise(public.kernel.formula, *operands)
     value = np.broadcast_to(value, arrays[-1].shape)
     allowed = bounds.elementwise(public.kernel.formula, lib.family, dtype, operands, value)
+    if (lib.family, dtype) == ("interpreter", "bfloat16"):  # which loads subnormals as zero
+        flushed = [(abs(v) > 0) & (abs(v) < bounds.FLUSHED) for v in map(truth.long, operands)]
+        allowed = np.where(np.any(np.broadcast_arrays(value, *flushed)[1:], 0), np.inf, allowed)
     check(got, value, allowed, dtype, f"{public.name} {lib.name} {dtype} {case}")
     return got
 
@@ -146,6 +149,8 @@ def test_relu_makes_zero_positive(lib, dtype):
 
 def test_the_derivative_at_the_kink(lib, dtype):
     tiny = 2.0 ** (FORMATS[dtype].least - FORMATS[dtype].digits + 1)
+    if (lib.family, dtype) == ("interpreter", "bfloat16"):  # which loads subnormals as zero
+        tiny = 2.0 ** FORMATS[dtype].least
     x = lib.place(np.array([-tiny, -0.0, 0.0, tiny, np.nan], DTYPES[dtype]))
 
     def of(result: Any) -> list[float]:
@@ -514,10 +519,14 @@ def test_lists_and_numbers_are_numpy_arrays():
 
 
 def test_gradients_are_taken_in_the_dtype_of_what_was_stored(lib):
+    """Rounded to it, too: 1/3 counts as float16 has it."""
+    y = lib.place(np.array([0.5, 0.25, 0.25], np.float16))
+    dy = lib.place(np.array([2.0, 1e300, 1 / 3], np.float64))
+    got = lib.numpy(gpuact.sigmoid_backward(dy.native, y.native), y.native, (3,), "float16")
+    third = np.float16(np.float32(np.float16(1 / 3)) * np.float32(0.1875))
+    assert third != np.float16(0.1875 / 3)
+    assert got.tolist() == [0.5, np.inf, third]
     y = lib.place(np.array([0.5, 0.25], np.float16))
-    dy = lib.place(np.array([2.0, 1e300], np.float64))
-    got = lib.numpy(gpuact.sigmoid_backward(dy.native, y.native), y.native, (2,), "float16")
-    assert got.tolist() == [0.5, np.inf]
     got = gpuact.softmax_backward(lib.place(np.array([1, 0])).native, y.native)
     assert lib.numpy(got, y.native, (2,), "float16").tolist() == [0.25, -0.125]
 
