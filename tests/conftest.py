@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 # Set before torch is loaded: its threads spin against those of the other test processes, and the
 # smallest operation then takes 20 ms.
@@ -25,9 +26,23 @@ def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     with ExitStack() as stack:
         if library.backend is not None:
             stack.enter_context(gpuact.using(library.backend))
+        if library.executor.gpu:
+            stack.enter_context(another_stream(library))
         if library.family == "interpreter":  # it is NumPy that computes, and warns of infinities
             stack.enter_context(np.errstate(all="ignore"))
         yield library
+
+
+def another_stream(library: Library) -> AbstractContextManager[Any]:
+    """Not the default stream, on which kernels go that forget to ask which is the caller's."""
+    if library.name.startswith("torch"):
+        import torch
+
+        stream: AbstractContextManager[Any] = torch.cuda.stream(torch.cuda.Stream())
+        return stream
+    import cupy
+
+    return cupy.cuda.Stream(non_blocking=True)
 
 
 @pytest.fixture(params=DTYPES)
