@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -57,5 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         found = [value for r in reports for key, value in r.user_properties if key == word]
         if found:
             terminalreporter.section(f"kernels {word}")
-        for where, names in found:
-            terminalreporter.line(f"{where}: {len(names)}: {', '.join(names)}")
+        for where, names in sorted(found):
+            counts = Counter(names)
+            each = (f"{name} ({n})" if n > 1 else name for name, n in sorted(counts.items()))
+            terminalreporter.line(f"{where}: {len(names)}: {', '.join(each)}")

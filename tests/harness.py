@@ -77,7 +77,7 @@ class Launch:
 
     kernel: str
     dtypes: tuple[str, ...]
-    cubin: Callable[[int], bytes]  # compute capability → machine code
+    ptx: Callable[[int], str]  # compute capability → what ptxas makes machine code of
 
 
 @dataclass(frozen=True)
@@ -159,14 +159,14 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
         options = {"num_warps": num_warps, "enable_fp_fusion": True}
         seen = [describe(a) for a in args]
 
-        def cubin(capability: int) -> bytes:
+        def ptx_for(capability: int) -> str:
             built = compile_triton(kernel, seen, constexprs, capability, **options)
-            return built.compiled.asm["cubin"]
+            return str(built.compiled.asm["ptx"])
 
         constants = [f.__name__ for f in constexprs.values() if isinstance(f, JITFunction)]
         name = " ".join([kernel.__name__, *constants])
         dtypes = tuple(_dtype_of(a) for a in args if hasattr(a, "dtype"))
-        _record(executor, Launch(name, dtypes, cubin))
+        _record(executor, Launch(name, dtypes, ptx_for))
         if run:
             built = compile_triton(kernel, args, constexprs, TARGET, **options)
             ptx, how = _changed(executor, built.compiled.asm["ptx"])
@@ -182,7 +182,7 @@ def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[.
 
     def launch(source: Any, name: str, grid: Any, block: Any, arrays: tuple[Any, ...]) -> None:
         dtypes = tuple(_dtype_of(a) for a in arrays if isinstance(a, np.ndarray))
-        _record(executor, Launch(name, dtypes, source.cubin))
+        _record(executor, Launch(name, dtypes, source.ptx))
         if run:
             ptx, how = _changed(executor, source.ptx(TARGET))
             run_ptx(parsed(ptx), name, grid, block, source.args, **how)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Empty = Callable[[tuple[int, ...], str], Tensor]
 
+NARROW = 2**31  # elements whose offsets fit into 32 bits: a 64-bit division is a subroutine
 CAPABILITY = (8, 0)  # the oldest GPUs supported; bfloat16 arithmetic begins there
 
 
@@ -131,6 +132,7 @@ def elementwise(
         (-(-out.numel() // block),),
         (a, rest[0] if rest else None, out, *p, *q, out.numel()),
         {
+            "INDEX": _triton_dtype("int32" if out.numel() <= NARROW - block else "int64"),
             "FORMULA": getattr(kernels.formulas, formula),
             "PARAMETERS": len(params),
             "DTYPE": _triton_dtype(_compute(*(array.dtype for array in arrays), out.dtype)),
@@ -178,7 +180,7 @@ def _sum(formula: str, arrays: Sequence[Tensor], out: Tensor, inner: int, empty:
         tile_kept, tile_summed = kernels.rows.sum_tile(summed, kept, inner)
         launch(
             kernels.rows.reduce,
-            kernels.rows.grid(-(-summed // chunk) * -(-kept // tile_kept)),
+            kernels.rows.grid(-(-summed // chunk), -(-kept // tile_kept)),
             (arrays[0], arrays[1] if arrays[1:] else None, out, summed, kept, inner, chunk),
             {
                 "FORMULA": getattr(kernels.formulas, formula),
@@ -208,7 +210,7 @@ def _place(view: Tensor) -> tuple[tuple[int, int, int], int, tuple[int, ...], di
     step = 1
     if inner == 1:
         outer, inner, step = 1, outer, -1
-    grid = rows.grid(outer * -(-inner // beside))
+    grid = rows.grid(-(-inner // beside), outer)
     return (outer, n, inner), step, grid, {"ROWS": beside, "BLOCK": block, "WHOLE": whole}, warps
 
 
@@ -344,7 +346,7 @@ def target_weight(
     block = kernels.elementwise.BLOCK
     launch(
         kernels.cross_entropy.target_weight,
-        kernels.rows.grid(-(-out.numel() // block)),
+        (-(-out.numel() // block),),
         (
             target,
             weight,

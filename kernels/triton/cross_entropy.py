@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .formulas import exp, log, rounded
-from .rows import accumulate, columns, maximum_and_sum, merged, place, program, total
+from .rows import accumulate, columns, first, maximum_and_sum, merged, place, total
 
 
 @triton.jit
@@ -247,7 +247,7 @@ def target_weight(
     BLOCK: tl.constexpr,
 ):
     """The weight of each row's class, 0 for a row without one."""
-    row = program() * BLOCK + tl.arange(0, BLOCK)
+    row = first() * BLOCK + tl.arange(0, BLOCK)
     exists = row < outer * inner
     y = tl.load(target + (row // inner) * t_outer + (row % inner) * t_inner, mask=exists, other=0)
     y = y.to(tl.int64)

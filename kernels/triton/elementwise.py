@@ -34,10 +34,11 @@ def elementwise(
     size,
     FORMULA: tl.constexpr,
     PARAMETERS: tl.constexpr,  # how many of p and q the formula takes
+    INDEX: tl.constexpr,  # the type of offsets
     DTYPE: tl.constexpr,  # what it computes in
     BLOCK: tl.constexpr,
 ):
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    start = tl.program_id(0).to(INDEX) * BLOCK
     offset = start + tl.arange(0, BLOCK)
     # A mask that no multiple of 16 bounds cuts every access down to one element: full blocks,
     # all but the last, go without.

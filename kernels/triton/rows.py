@@ -19,7 +19,7 @@ STEPS = 16  # tiles of TILE elements that one program adds up; its chunk of a su
 SUM_WARPS = 4
 ACROSS = 16  # elements a tile takes along a strided axis, the others lying beside each other
 
-GRID_X = 2**31 - 1  # what CUDA allows along the first dimension of a grid
+GRID_Y = 65535  # what CUDA allows along the second and third dimension of a grid
 
 
 def tile(n: int, inner: int) -> tuple[int, int, bool, int]:
@@ -42,22 +42,29 @@ def sum_tile(summed: int, kept: int, inner: int) -> tuple[int, int]:
     return min(TILE // lanes, triton.next_power_of_2(kept)), lanes
 
 
-def grid(programs: int) -> tuple[int, ...]:
-    """As many programs, and where one dimension cannot count them some more (see `program`)."""
-    return (programs,) if programs <= GRID_X else (GRID_X, triton.cdiv(programs, GRID_X))
+def grid(first: int, second: int) -> tuple[int, int, int]:
+    """Programs for two counts; the second may exceed one dimension and then takes some more.
+
+    A program finds its place in both without a division, which in 64 bits is a subroutine.
+    """
+    return first, min(second, GRID_Y), triton.cdiv(second, GRID_Y)
 
 
 @triton.jit
-def program():
-    return tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+def first():
+    return tl.program_id(0).to(tl.int64)
+
+
+@triton.jit
+def second():
+    return tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
 
 
 @triton.jit
 def place(outer, inner, ROWS: tl.constexpr):
     """Where this program's rows are: outer index, inner indices, and which of them exist."""
-    tiles = tl.cdiv(inner, ROWS)
-    o = program() // tiles
-    i = (program() % tiles) * ROWS + tl.arange(0, ROWS)[:, None]
+    o = second()
+    i = first() * ROWS + tl.arange(0, ROWS)[:, None]
     return o, i, (o < outer) & (i < inner)
 
 
@@ -128,15 +135,14 @@ def reduce(
     SUMMED: tl.constexpr,
 ):
     """Sums of FORMULA over the first and last axis of (outer, kept, inner), contiguous."""
-    chunks = tl.cdiv(summed, chunk)
-    part = program() % chunks
-    k = (program() // chunks) * KEPT + tl.arange(0, KEPT)[:, None]
-    first = part * chunk
-    last = tl.minimum(first + chunk, summed)
+    part = first()
+    k = second() * KEPT + tl.arange(0, KEPT)[:, None]
+    begin = part * chunk
+    end = tl.minimum(begin + chunk, summed)
     lanes = tl.zeros([KEPT, SUMMED], DTYPE)
-    for start in range(first, last, SUMMED):
+    for start in range(begin, end, SUMMED):
         r = tl.arange(0, SUMMED)[None, :].to(tl.int64) + start
-        mask = (k < kept) & (r < last)
+        mask = (k < kept) & (r < end)
         offset = ((r // inner) * kept + k) * inner + r % inner
         # What is not there reads as 0, and every formula that is summed makes 0 of zeros.
         x = tl.load(a + offset, mask=mask, other=0.0).to(DTYPE)

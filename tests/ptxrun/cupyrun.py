@@ -40,8 +40,8 @@ def _runtime_headers() -> list[str]:
 
 
 @cache
-def _nvrtc(source: str, arch: str, options: tuple[str, ...], cubin: bool) -> bytes:
-    """Compile with CuPy's compiler options.
+def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str:
+    """CUDA C++ to PTX with CuPy's compiler options.
 
     CuPy appends -ftz=true after the caller's options, and NVRTC obeys the last one: so here too.
     """
@@ -49,21 +49,16 @@ def _nvrtc(source: str, arch: str, options: tuple[str, ...], cubin: bool) -> byt
     from cupy_backends.cuda.libs import nvrtc
 
     given = core.assemble_cupy_compiler_options(options)
-    flags = (f"-arch={arch}", *given, *_runtime_headers(), "-ftz=true")
+    flags = (f"-arch=compute_{arch}", *given, *_runtime_headers(), "-ftz=true")
     program = nvrtc.createProgram(source, "k.cu", [], [])
     try:
         nvrtc.compileProgram(program, flags)
-        made = nvrtc.getCUBIN(program) if cubin else nvrtc.getPTX(program)
+        made = nvrtc.getPTX(program)
     except nvrtc.NVRTCError as e:
         raise RuntimeError(nvrtc.getProgramLog(program)) from e
     finally:
         nvrtc.destroyProgram(program)
-    return made.encode() if isinstance(made, str) else made
-
-
-def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str:
-    """CUDA C++ to PTX."""
-    return _nvrtc(source, f"compute_{arch}", options, False).decode().rstrip("\0")
+    return (made.decode() if isinstance(made, bytes) else made).rstrip("\0")
 
 
 @cache
@@ -83,10 +78,6 @@ class Source:
 
     def ptx(self, arch: int = 80) -> str:
         return nvrtc_ptx(self.code, arch, self.options)
-
-    def cubin(self, arch: int = 80) -> bytes:
-        made = _nvrtc(self.code, f"sm_{arch}", self.options, True)
-        return made + bytes(-len(made) % 8)  # CuPy cuts a last zero byte off
 
 
 def _raw_argument(x: Any) -> Any:
