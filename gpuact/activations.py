@@ -553,10 +553,11 @@ def warmup(
 ) -> int:
     """Compile the kernels that the given functions need, ahead; returns how many calls that took.
 
-    Runs each function (all by default) forward and backward on arrays of the given shapes and
-    dtypes. like: an array of the library and device to warm up; by default what `asarray` gives,
-    CuPy where a GPU answers. After it, calls of these shapes and dtypes compile nothing, so that
-    they can be captured in a CUDA graph.
+    Runs each function (all by default) with its default options, forward and backward, on
+    C-contiguous arrays of the given shapes and dtypes. like: an array of the library and device to
+    warm up; by default what `asarray` gives, CuPy where a GPU answers. After it, such calls compile
+    nothing, so that they can be captured in a CUDA graph; what differs (another axis, array
+    parameters, class weights, views that are strided or misaligned) is to be called once itself.
 
     >>> import gpuact
     >>> with gpuact.using("numpy"):

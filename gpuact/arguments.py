@@ -17,8 +17,10 @@ INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32
 
 def array(name: str, x: Any) -> Any:
     """An array of a known library; lists, scalars and the like become NumPy arrays."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: a masked array came, allowed are arrays without a mask")
     if library_of(x) is not None:
-        return x
+        return np.asarray(x) if isinstance(x, np.ndarray) else x  # np.matrix has rules of its own
     try:
         return np.asarray(x)
     except Exception as error:
@@ -106,6 +108,7 @@ def slope_shape(name: str, value: Any, shape: Sequence[int], channel_axis: int) 
     """The shape in which PReLU's slopes meet x: shared, one a channel, or x's dimensions."""
     own = tuple(value.shape)
     ndim = len(shape)
+    whole("channel_axis", channel_axis)
     if math.prod(own) == 1 and len(own) <= 1:
         return (1,) * ndim
     if len(own) == 1 and not (ndim == 1 and channel_axis == 1):
@@ -125,11 +128,14 @@ def slope_shape(name: str, value: Any, shape: Sequence[int], channel_axis: int) 
 
 
 def whole(name: str, value: Any) -> int:
-    """An argument that must be an int."""
+    """An argument that must be an int (of 64 bits, as the kernels take it)."""
     try:
-        return index(value)
+        number = index(value)
     except TypeError:
         raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name}: {number} came, allowed is an int of 64 bits")
+    return number
 
 
 def single_axis(name: str, axis: Any, ndim: int) -> int:
@@ -174,6 +180,8 @@ def output(
         )
     if library.dtype(out) != dtype:
         raise TypeError(f"{name}: dtype {library.dtype(out)} came, the result has {dtype}")
+    if library.name == "torch" and out.is_sparse:
+        raise TypeError(f"{name}: a sparse tensor came, allowed is a dense one")
     if tuple(out.shape) != tuple(shape):
         raise ValueError(f"{name}: shape {tuple(out.shape)} came, the result has {tuple(shape)}")
     if not library.writable(out):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, cast
 
 from . import arguments, operations
@@ -57,7 +58,7 @@ def _refuse_tracked(name: str, call: Call, *tensors: Any) -> None:
 
 
 def _parameters(
-    library: Library, x: Array, params: Parameters, channel_axis: int | None
+    library: Library, x: Array, params: Parameters, channel_axis: Any
 ) -> dict[str, Any]:
     """Floats as they are, arrays floating and of x's number of dimensions."""
     ready: dict[str, Any] = {}
@@ -66,7 +67,7 @@ def _parameters(
             ready[name] = value
             continue
         value = arguments.floating(name, library, value)
-        if channel_axis is None:
+        if channel_axis is ...:  # broadcast from the right, as linear's parameters
             shape = arguments.broadcast_shape(name, value, x.shape)
         else:
             shape = arguments.slope_shape(name, value, x.shape, channel_axis)
@@ -88,7 +89,7 @@ def _pick(kernel: Pass, params: Parameters) -> tuple[Any, ...]:
 
 
 def activation(
-    name: str, x: Any, out: Any = None, *, channel_axis: int | None = None, **params: Any
+    name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
     function = FUNCTIONS[name]
     x = arguments.array("x", x)
@@ -105,7 +106,7 @@ def activation(
 
 
 def derivative(
-    name: str, x: Any, out: Any = None, *, channel_axis: int | None = None, **params: Any
+    name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
@@ -128,7 +129,7 @@ def activation_backward(
     dy: Any,
     stored: Mapping[str, Any],
     *,
-    channel_axis: int | None = None,
+    channel_axis: Any = ...,
     **params: Any,
 ) -> tuple[Any, ...]:
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
@@ -261,7 +262,7 @@ class LossCall:
         **more: Any,
     ) -> None:
         logits, target = arguments.array("logits", logits), arguments.array("target", target)
-        numbers = {name: value for name, value in more.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in more.items() if isinstance(value, Real)}
         more = {name: arguments.array(name, more[name]) for name in more if name not in numbers}
         weight = None if weight is None else arguments.array("weight", weight)
         given = {"logits": logits, "target": target, "weight": weight, **more}
@@ -325,9 +326,10 @@ class LossCall:
 
     def _check_targets(self, classes: int) -> None:
         t, ignored = self.target, self.loss.ignore_index
-        wrong = (t != ignored) & ((t < 0) | (t >= classes))
-        if self.call.library.any(wrong):
-            first = int(t[wrong].reshape(-1)[0])
+        with self.call.library.on(t, self.call.backend):
+            wrong = (t != ignored) & ((t < 0) | (t >= classes))
+            first = int(t[wrong].reshape(-1)[0]) if self.call.library.any(wrong) else None
+        if first is not None:
             raise IndexError(
                 f"target: class {first} came, allowed are 0 to {classes - 1} and the ignore_index "
                 f"{ignored}"

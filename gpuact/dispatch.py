@@ -154,7 +154,9 @@ def resolve(**arrays: Any) -> Call:
                 f"{name}: is on {library.device(other)} while {first} is on {library.device(x)}; "
                 "all arrays of a call must be on one device"
             )
-    return Call(library, x, _choose(first, library.home(x)))
+    backend = _choose(first, library.home(x))
+    load(backend)
+    return Call(library, x, backend)
 
 
 # -- what is here ---------------------------------------------------------------------------------

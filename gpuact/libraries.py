@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -81,7 +81,7 @@ class Library:
 
     def empty_like(self, x: Any, dtype: str) -> Any:
         """In x's memory order where x is dense."""
-        return self.xp.empty_like(x, numpy_dtype(dtype), subok=False)
+        return self.xp.empty_like(x, numpy_dtype(dtype))
 
     def astype(self, x: Any, dtype: str) -> Any:
         if self.dtype(x) == dtype:
@@ -97,6 +97,10 @@ class Library:
 
     def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
         return self.xp.broadcast_to(x, tuple(shape))
+
+    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
+        """A view where the strides allow it, else a copy."""
+        return x.reshape(tuple(shape))
 
     def contiguous(self, x: Any) -> Any:
         return self.xp.ascontiguousarray(x)
@@ -150,18 +154,42 @@ class CuPy(Library):
     def writable(self, x: Any) -> bool:
         return True
 
-    def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
+    def _made(self, like: Any, make: Callable[..., Any], *args: Any) -> Any:
+        """What `make` makes, on like's device; all memory that is asked of CuPy comes this way.
+
+        CuPy's pool knows nothing of CUDA graphs: it would hand the memory to somebody else once we
+        let go of it, while every replay still writes there. What a capture makes is kept for good.
+        """
         with like.device:
-            x = super().empty(shape, dtype, like)
-        # CuPy's pool knows nothing of CUDA graphs: it would hand this memory to somebody else once
-        # we let go of it, while every replay still writes there.
-        if self.xp.cuda.get_current_stream().is_capturing():
-            self._kept.append(x)
-        return x
+            made = make(*args)
+            if self.xp.cuda.get_current_stream().is_capturing():
+                self._kept.append(made)
+        return made
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
+        return self._made(like, super().empty, shape, dtype, like)
 
     def empty_like(self, x: Any, dtype: str) -> Any:
-        with x.device:
-            return self.xp.empty_like(x, numpy_dtype(dtype))
+        return self._made(x, super().empty_like, x, dtype)
+
+    def astype(self, x: Any, dtype: str) -> Any:
+        return self._made(x, super().astype, x, dtype)
+
+    def eye(self, n: int, dtype: str, like: Any) -> Any:
+        return self._made(like, super().eye, n, dtype, like)
+
+    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
+        return self._made(x, super().reshape, x, shape)
+
+    def contiguous(self, x: Any) -> Any:
+        return self._made(x, super().contiguous, x)
+
+    def divide(self, a: Any, b: Any) -> Any:
+        return self._made(a, super().divide, a, b)
+
+    def copy(self, destination: Any, source: Any) -> None:
+        with destination.device:
+            super().copy(destination, source)
 
     def shares(self, x: Any, backend: str) -> bool:
         return backend != "triton" or min(x.strides, default=0) >= 0  # torch has no others
@@ -178,10 +206,11 @@ class CuPy(Library):
 
         stack = ExitStack()
         stack.enter_context(x.device)
-        stream = self.xp.cuda.get_current_stream().ptr
+        pointer = self.xp.cuda.get_current_stream().ptr
         stack.enter_context(torch.cuda.device(x.device.id))
-        external = torch.cuda.ExternalStream(stream)
-        stack.enter_context(torch.cuda.stream(external))
+        # ExternalStream takes 0 for "any stream of the pool", not for the null stream
+        stream = torch.cuda.ExternalStream(pointer) if pointer else torch.cuda.default_stream()
+        stack.enter_context(torch.cuda.stream(stream))
         return stack
 
 
@@ -300,7 +329,7 @@ def library_of(x: Any) -> Library | None:
         array_type = getattr(module, kind, None)  # absent while the import is still going on
         if array_type is not None and isinstance(x, array_type):
             if name not in _libraries:
-                _libraries[name] = make()
+                _libraries.setdefault(name, make())  # of two threads, the first one's
             return _libraries[name]
     return None
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, cast
 
 from .arguments import compute_dtype
 from .catalogue import Pass
@@ -98,6 +99,7 @@ class RowView:
     order: tuple[int, ...]  # of the axes
     shape: tuple[int, int, int]
     moved: tuple[int, ...]  # the array's shape in that order
+    parts: tuple[slice, slice, slice]  # of the order: what becomes outer, n, inner
 
     @classmethod
     def of(cls, shape: Sequence[int], axes: Sequence[int]) -> RowView:
@@ -112,20 +114,29 @@ class RowView:
         def size(of: Sequence[int]) -> int:
             return math.prod(shape[k] for k in of) if shape else 1
 
-        return cls(order, (size(before), size(axes), size(behind)), tuple(shape[k] for k in order))
+        sizes = size(before), size(axes), size(behind)
+        cuts = 0, len(before), len(order) - len(behind), len(order)
+        parts = tuple(slice(a, b) for a, b in pairwise(cuts))
+        return cls(order, sizes, tuple(shape[k] for k in order), cast(Any, parts))
 
     def view(self, call: Call, x: Array) -> Array:
         """x as (outer, n, inner): a view where the strides allow it, else a copy."""
-        return call.library.permute(x, self.order).reshape(self.shape)
+        return call.library.reshape(call.library.permute(x, self.order), self.shape)
 
     def views(self, call: Call, x: Array) -> bool:
-        """Whether `view` shares memory with x."""
-        return call.library.pointer(self.view(call, x)) == call.library.pointer(x)
+        """Whether `view` shares memory with x: each part has one stride."""
+        strides = call.library.strides(x)
+        steps = [(n, strides[k]) for n, k in zip(self.moved, self.order, strict=True)]
+        return all(
+            s == n * t
+            for part in self.parts
+            for (_, s), (n, t) in pairwise([step for step in steps[part] if step[0] != 1])
+        )
 
     def back(self, call: Call, x: Array) -> Array:
         """A C-contiguous (outer, n, inner) array in the original order of axes."""
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return call.library.permute(x.reshape(self.moved), inverse)
+        return call.library.permute(call.library.reshape(x, self.moved), inverse)
 
 
 def _deliver_rows(
@@ -225,7 +236,10 @@ class LossView:
     ) -> LossView:
         view = RowView.of(logits.shape, (loss.axis,))
         outer, _, inner = view.shape
-        seen = view.view(call, target) if loss.probabilities else target.reshape(outer, inner)
+        if loss.probabilities:
+            seen = view.view(call, target)
+        else:
+            seen = call.library.reshape(target, (outer, inner))
         dtype = compute_dtype(call.library.dtype(logits))
         return cls(loss, view, view.view(call, logits), seen, weight, dtype)
 
@@ -238,10 +252,8 @@ class LossView:
         return call.native(self.logits), call.native(self.target), call.native(self.weight)
 
 
-def _denominator(call: Call, seen: LossView) -> Array | float:
-    """What a mean divides by: the number of rows, or the weight of the targets that count."""
-    if seen.loss.probabilities:
-        return float(math.prod(seen.rows))
+def _weight_of_targets(call: Call, seen: LossView) -> Array:
+    """The weight of all targets that count, as a 0-d array."""
     weights = call.empty(seen.rows, seen.dtype)
     if math.prod(seen.rows):
         _, target, weight = seen.arguments(call)
@@ -259,14 +271,21 @@ def _total(call: Call, x: Array) -> Array:
     return reduce(call, _TOTAL, (x,), (1, 1), call.library.dtype(x)).reshape(())
 
 
-def _reduced(call: Call, seen: LossView, losses: Array, shape: Sequence[int]) -> Array:
+def _denominator(call: Call, seen: LossView) -> Array | float:
+    """What the reduction divides by."""
+    if seen.loss.reduction != "mean":
+        return 1.0
+    if seen.loss.probabilities:
+        return float(math.prod(seen.rows))
+    return _weight_of_targets(call, seen)
+
+
+def _reduced(call: Call, losses: Array, logits: Array, loss: Loss, denominator: Any) -> Array:
     """The losses of the rows as the caller wants them."""
-    if seen.loss.reduction == "none":
-        return losses.reshape(tuple(shape))
+    if loss.reduction == "none":
+        return losses.reshape(_row_shape(logits, loss))
     total = _total(call, losses)
-    if seen.loss.reduction == "sum":
-        return total
-    return call.library.divide(total, _denominator(call, seen))
+    return total if loss.reduction == "sum" else call.library.divide(total, denominator)
 
 
 def _row_shape(logits: Array, loss: Loss) -> tuple[int, ...]:
@@ -288,17 +307,17 @@ def cross_entropy(
                 **loss.options,
                 empty=call.scratch,
             )
-        shape = _row_shape(logits, loss)
-        return _reduced(call, seen, losses, shape), lse.reshape(shape)
+        value = _reduced(call, losses, logits, loss, _denominator(call, seen))
+        return value, lse.reshape(_row_shape(logits, loss))
 
 
-def _row_scale(call: Call, seen: LossView, dloss: Array) -> Array:
-    """The gradient that reaches each row's loss, broadcast over (outer, inner)."""
+def _row_scale(call: Call, seen: LossView, dloss: Array, denominator: Any) -> Array:
+    """The gradient that reaches each row's loss, over (outer, inner)."""
     library = call.library
-    if seen.loss.reduction == "none":
-        return dloss.reshape(seen.rows)
+    if dloss.ndim:
+        return library.reshape(dloss, seen.rows)
     if seen.loss.reduction == "mean":
-        dloss = library.divide(dloss, _denominator(call, seen))
+        dloss = library.divide(dloss, denominator)
     return library.broadcast(dloss.reshape(1, 1), seen.rows)
 
 
@@ -318,11 +337,11 @@ def cross_entropy_backward(
     def write(dlogits: Array) -> None:
         z, t, w = seen.arguments(call)
         call.module.cross_entropy_backward(
-            call.native(_row_scale(call, seen, dloss)),
+            call.native(_row_scale(call, seen, dloss, _denominator(call, seen))),
             z,
             t,
             w,
-            call.native(library.contiguous(lse.reshape(seen.rows))),
+            call.native(library.contiguous(library.reshape(lse, seen.rows))),
             call.native(dlogits),
             **loss.options,
             empty=call.scratch,
@@ -344,10 +363,10 @@ def cross_entropy_with_grad(
     with library.on(call.like, call.backend):
         seen = LossView.of(call, logits, target, weight, loss)
         losses = call.empty(seen.rows, seen.dtype)
-        one = call.empty((1, 1), seen.dtype)
+        one = call.empty((), seen.dtype)
         library.copy(one, 1.0)
-        rows_one = library.broadcast(one, seen.rows)
-        scale = rows_one if loss.reduction == "none" else _row_scale(call, seen, one.reshape(()))
+        denominator = _denominator(call, seen)
+        scale = _row_scale(call, seen, one, denominator)
 
     def write(dlogits: Array) -> None:
         call.module.cross_entropy_with_grad(
@@ -362,4 +381,4 @@ def cross_entropy_with_grad(
     inputs = [x for x in (logits, target, weight) if x is not None]
     dlogits = _deliver_rows(call, seen.view, library.dtype(logits), out, inputs, write)
     with library.on(call.like, call.backend):
-        return _reduced(call, seen, losses, _row_shape(logits, loss)), dlogits
+        return _reduced(call, losses, logits, loss, denominator), dlogits

@@ -221,6 +221,12 @@ def smoothed(
     return q if weight is None else q * weight
 
 
+def surprise(q: Array, m: Array, z: Array, log_sum: Array) -> Array:
+    """-q log S; a class without a share adds nothing, whatever its logit, but to a row of NaN."""
+    distance = where(q == 0, np.zeros_like(z), m - z)  # 0 times infinity would be NaN
+    return q * (distance + log_sum)
+
+
 def cross_entropy(
     z: Array, target: Array, weight: Array | None, ignore_index: int, label_smoothing: float
 ) -> tuple[Array, Array]:
@@ -229,13 +235,11 @@ def cross_entropy(
     log_sum = np.log(np.exp(z - m[:, None]).sum(-1))
     if target.ndim == 2 or label_smoothing:
         q = smoothed(z, target, weight, ignore_index, label_smoothing)
-        terms = q * ((m[:, None] - z) + log_sum[:, None])
-        # a share of 0 adds nothing, an infinite -log S neither
-        loss = where(q == 0, np.zeros_like(terms), terms).sum(-1)
-    else:  # one class counts: 0 times an infinite -log S of another would be NaN
+        loss = surprise(q, m[:, None], z, log_sum[:, None]).sum(-1)
+    else:
         column, _ = columns(target, ignore_index)
-        loss = (m - z[np.arange(len(z)), column]) + log_sum
-        loss = loss if weight is None else weight[column] * loss
+        w = np.ones_like(m) if weight is None else weight[column]
+        loss = surprise(w, m, z[np.arange(len(z)), column], log_sum)
     if target.ndim == 1:
         loss[target == ignore_index] = 0
     return loss, m + log_sum

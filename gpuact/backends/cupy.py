@@ -8,6 +8,7 @@ NumPy's have too is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -61,13 +62,17 @@ def launch_elementwise(kernel: Any, args: tuple[Array | float, ...], out: Array)
     kernel(*args, out)
 
 
+@cache
+def _function(module: Any, name: str) -> Any:
+    return module.get_function(name)  # a new object every time, which CuPy would look up anew
+
+
 def launch_raw(
     module: Any, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
 ) -> None:
     """The one place that launches a RawModule's kernel; None is a null pointer."""
-    module.get_function(name)(
-        grid, block, tuple(np.uint64(0) if arg is None else arg for arg in args)
-    )
+    arguments = tuple(np.uint64(0) if arg is None else arg for arg in args)
+    _function(module, name)(grid, block, arguments)
 
 
 def elementwise(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 NARROW = 2**31  # elements whose offsets fit into 32 bits: a 64-bit division is a subroutine
 CAPABILITY = (8, 0)  # the oldest GPUs supported; bfloat16 arithmetic begins there
+# Every kernel is compiled with these. Left to itself, ptxas spills a register or two to fit one
+# block more; 255 is the most a thread can have, and 8 warps of them fit into a GPU's 65536.
+OPTIONS = {"enable_fp_fusion": True, "maxnreg": 255}
 
 
 def why_not() -> str | None:
@@ -80,7 +83,7 @@ def launch(
     num_warps: int,
 ) -> None:
     """Every kernel starts here. args are the parameters before the constexprs, in order."""
-    kernel[grid](*args, **constexprs, num_warps=num_warps, enable_fp_fusion=True)
+    kernel[grid](*args, **constexprs, num_warps=num_warps, **OPTIONS)
 
 
 def _contiguous(x: Tensor, empty: Empty) -> Tensor:
