@@ -156,7 +156,7 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
         constexprs: dict[str, Any],
         num_warps: int,
     ) -> None:
-        options = {"num_warps": num_warps, "enable_fp_fusion": True}
+        options = {"num_warps": num_warps, **executor.backend.OPTIONS}
         seen = [describe(a) for a in args]
 
         def ptx_for(capability: int) -> str:
@@ -292,15 +292,36 @@ def executors(*names: str) -> list[Any]:
     return [pytest.param(name, marks=MARKS.get(name, ())) for name in names or EXECUTORS]
 
 
+def needs_gpu(backend: str) -> None:
+    """Skip unless the backend runs on a GPU here; under GPUACT_REQUIRE_GPU=1 that is a failure.
+
+    Whatever is missing, be it the GPU, the driver or a package: the reason is why_not's.
+    """
+    if reason := _no_gpu(backend):
+        (pytest.fail if REQUIRE_GPU else pytest.skip)(f"{backend}: {reason}")
+
+
+def torch_or_skip() -> Any:
+    """PyTorch, for a file that is all about tensors: skipped without it, or failing likewise."""
+    try:
+        import torch
+    except ImportError:
+        if REQUIRE_GPU:
+            pytest.fail(f"triton: {_no_gpu('triton')}", pytrace=False)
+        pytest.skip("there is no PyTorch", allow_module_level=True)
+    return torch
+
+
 def make(name: str, monkeypatch: pytest.MonkeyPatch, run: bool = True) -> Executor:
     """The executor, or a skip with the reason why it is not to be had here.
 
     run=False: launches are recorded and nothing is executed.
     """
-    for package in NEEDS.get(name.split("-")[0], ()):
+    backend, _, place = name.partition("-")
+    if place == "cuda":
+        needs_gpu(backend)
+    for package in NEEDS.get(backend, ()):
         pytest.importorskip(package)
-    if name.endswith("-cuda") and (reason := _no_gpu(name)):
-        (pytest.fail if REQUIRE_GPU else pytest.skip)(reason)
     executor = EXECUTORS[name]()
     if name == "triton-ptx":
         monkeypatch.setattr(executor.backend, "launch", triton_launcher(executor, run))
@@ -314,5 +335,5 @@ def make(name: str, monkeypatch: pytest.MonkeyPatch, run: bool = True) -> Execut
 
 
 @cache
-def _no_gpu(name: str) -> str | None:
-    return import_module(f"gpuact.backends.{name.split('-')[0]}").why_not()
+def _no_gpu(backend: str) -> str | None:
+    return import_module(f"gpuact.backends.{backend}").why_not()
