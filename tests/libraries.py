@@ -81,6 +81,8 @@ def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 def _executor(name: str, backend: str | None, family: str) -> Callable[..., Library]:
     def make(monkeypatch: pytest.MonkeyPatch) -> Library:
+        if backend is not None:
+            harness.needs_gpu(backend)
         executor = harness.make(name, monkeypatch)
         return Library(name, replace(executor, family=family), backend)
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests import harness
+
+torch = harness.torch_or_skip()
 from torch.nn import functional
 
 import gpuact

@@ -21,6 +21,7 @@ import gpuact
 from gpuact import dispatch
 from gpuact.backends import BACKENDS
 from gpuact.catalogue import FUNCTIONS, Function, Pass
+from tests import harness
 from tests.bounds import DTYPES
 from tests.libraries import TORCH, libraries
 
@@ -339,10 +340,9 @@ def test_asarray_without_a_gpu():
 
 @pytest.mark.gpu
 def test_asarray_with_a_gpu():
-    cupy = pytest.importorskip("cupy")
-    if not gpuact.backends()["cupy"].available:
-        reason = gpuact.backends()["cupy"].reason
-        (pytest.fail if os.environ.get("GPUACT_REQUIRE_GPU") == "1" else pytest.skip)(reason)
+    harness.needs_gpu("cupy")
+    import cupy
+
     got = gpuact.asarray([1.0, 2.0], "bfloat16")
     assert isinstance(got, cupy.ndarray)
     assert got.dtype == DTYPES["bfloat16"]
@@ -453,6 +453,8 @@ assert gpuact.backends() == found
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_machine_that_lacks_something(machine, tmp_path):
     packages, reasons = MACHINES[machine]
+    if "triton" in packages and "torch" not in packages:
+        pytest.importorskip("torch", reason="the reason is torch's absence as long as it is absent")
     for name, text in packages.items():
         if text is not None:
             (tmp_path / name).mkdir()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import mpmath
 import numpy as np
 import pytest
+
+mpmath = pytest.importorskip("mpmath")
 
 from tests import truth
 
