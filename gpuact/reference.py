@@ -64,9 +64,13 @@ def linear_derivative(x: Array, scale: Array) -> Array:
 def sigmoid(x: Array, out: Array | None = None) -> Array:
     # 1 / (1 + e^-x) overflows below -88 and is wrong there; z = e^-|x| never overflows. The
     # numerator is 1 where x >= 0, else z; z is at most 1, so that is the larger of z and x >= 0.
-    z = np.exp(-np.abs(x))
-    numerator = np.maximum(z, (x >= 0).astype(x.dtype))
-    return np.divide(numerator, 1 + z, out=out)
+    z = np.abs(x)
+    np.negative(z, out=z)
+    np.exp(z, out=z)
+    y = np.maximum(z, (x >= 0).astype(x.dtype), out=out)
+    z += 1
+    y /= z
+    return y
 
 
 def sigmoid_backward(dy: Array, y: Array, out: Array | None = None) -> Array:
