@@ -554,7 +554,7 @@ class Losses:
                 error = np.abs(t["mass"]) * bounds.row(n) + np.abs(t["distance"])
             else:  # a sum of n terms q·(lse − z)
                 q, z = np.abs(t["shares"]), np.abs(truth.long(self.logits))
-                sizes = (q * (z + np.abs(t["lse"])[:, None])).sum(1)
+                sizes = np.where(q == 0, 0, q * (z + np.abs(t["lse"])[:, None])).sum(1)
                 error = q.sum(1) * bounds.row(n) + sizes * (1 + np.log2(n))
         return self.u * error + bounds.stored(t["loss"], self.loss_dtype)
 
@@ -702,6 +702,37 @@ def test_minus_infinity_among_the_logits(executor, dtype):
     losses.forward()
     losses.with_grad()
     assert np.isfinite(losses.loss.numpy()[:2]).all()
+
+
+NO_SHARE = {  # the last class weighs nothing, or its probability is 0: (target, label_smoothing)
+    "probabilities": ("probabilities", 0.0),
+    "smoothing": ("another", 0.1),
+    "its own row": ("last", 0.0),
+    "its own row and smoothing": ("last", 0.1),
+}
+
+
+@pytest.mark.parametrize("n", (3, 5003))
+@pytest.mark.parametrize("case", NO_SHARE)
+def test_a_class_without_a_share_counts_for_nothing(executor, case, n, dtype):
+    """At a logit of -inf too; what makes a row NaN makes its loss NaN all the same."""
+    kind, smoothing = NO_SHARE[case]
+    inputs = ce_inputs((4, n, 1), dtype, {"weight": True, "label_smoothing": smoothing})
+    logits, weight, target = inputs["logits"], inputs["weight"], np.zeros((4, n, 1))
+    logits[:, 0], logits[:, 1], logits[:, -1] = 0, 1, -np.inf
+    logits[1], logits[2, 1], logits[3, 0] = -np.inf, np.inf, np.nan
+    weight[-1] = 0
+    if kind == "probabilities":
+        inputs["weight"], target[:, :2] = None, 0.5
+        inputs["target"] = target.astype(DTYPES[dtype])
+    else:
+        inputs["target"] = np.full((4, 1), n - 1 if kind == "last" else 0)
+    losses = Losses(executor, inputs)
+    with np.errstate(all="ignore"):
+        losses.forward()
+        losses.with_grad()
+        losses.backward()
+    assert np.isnan(losses.loss.numpy()).ravel().tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("weighted", (False, True))

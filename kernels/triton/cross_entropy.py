@@ -60,6 +60,12 @@ def weighted_target(
 
 
 @triton.jit
+def term(g, m, v, log_s):
+    """-g·log S. A class without a share counts for nothing, at v = -inf too: 0·inf would be NaN."""
+    return g * (tl.where(g == 0, 0.0, m - v) + log_s)
+
+
+@triton.jit
 def cross_entropy(
     logits,
     target,
@@ -124,7 +130,7 @@ def cross_entropy(
                 target, t_n, y, weight, c, mask, keep, share, PROBABILITIES, SMOOTHING, DTYPE
             )
             sum_g = total(g)
-            value = total(tl.where(mask, g * ((m - v) + log_s), 0.0))
+            value = total(term(g, m, v, log_s))
         else:
             sum_g = tl.zeros([ROWS, BLOCK], DTYPE)
             value = tl.zeros([ROWS, BLOCK], DTYPE)
@@ -135,13 +141,13 @@ def cross_entropy(
                     target, t_n, y, weight, c, mask, keep, share, PROBABILITIES, SMOOTHING, DTYPE
                 )
                 sum_g += g
-                value += tl.where(mask, g * ((m - v) + log_s), 0.0)
+                value += term(g, m, v, log_s)
             sum_g = total(sum_g)
             value = total(value)
     else:
         sum_g = class_weight(weight, y, valid, DTYPE)
         at_y = tl.load(logits + y * z_n, mask=valid, other=0.0).to(DTYPE)
-        value = sum_g * ((m - at_y) + log_s)
+        value = term(sum_g, m, at_y, log_s)
     value = tl.where(ignored, 0.0, tl.where(valid, value, float("nan")))
     tl.store(loss + row, value.to(loss.dtype.element_ty), mask=exists)
 

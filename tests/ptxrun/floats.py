@@ -24,6 +24,7 @@ FLOATS = ("f16", "bf16", "f32", "f64", "f16x2", "bf16x2", "f32x2")
 NUMPY = {t: SINT[w] if t[0] == "s" else UINT[w] for t, w in WIDTH.items()}
 NUMPY |= {"f32": np.dtype("f4"), "f64": np.dtype("f8"), "f16": np.dtype("f2")}
 TINY = np.float32(2.0**-126)
+NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)  # what arithmetic makes, whatever NaN went in
 F32_TIE = np.int64(0x10000000)  # low bits of a float64 that lies half way between two float32
 
 
@@ -114,6 +115,13 @@ def up(t: str, u: Any, ftz: bool = False) -> Any:
     return flush(x, t) if ftz else x
 
 
+def canonical(y: Any) -> Any:
+    """Results of float32 arithmetic, with the one NaN that PTX knows."""
+    y = np.asarray(y)
+    nan = np.isnan(y)
+    return np.where(nan, NAN32, y) if nan.any() else y
+
+
 def down(
     t: str, y: Any, mode: str = "rn", ftz: bool = False, sat: bool = False, relu: bool = False
 ) -> Any:
@@ -124,7 +132,7 @@ def down(
     if relu:
         y = np.where(y < 0, 0, y).astype(y.dtype)
     if t in ("f32", "f32x2"):
-        y = y if y.dtype == np.float32 else round32(y, mode)
+        y = canonical(y if y.dtype == np.float32 else round32(y, mode))
         y = flush(y) if ftz else y
     elif t in ("f16", "f16x2"):
         y = to_f16(y, mode)

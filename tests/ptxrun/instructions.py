@@ -20,6 +20,7 @@ from .floats import (
     TINY,
     UINT,
     WIDTH,
+    canonical,
     down,
     flush,
     fma32,
@@ -438,7 +439,8 @@ def _float_arithmetic(i: Instruction) -> Spec:
     if t == "f64":
         return Spec((t,), srcs, fma64 if name == "fma" else FLOAT_ADD[name])
     if t == "f32" and mode == "rn" and not (ftz or sat):
-        return Spec((t,), srcs, fma32 if name == "fma" else FLOAT_ADD[name])
+        exact = fma32 if name == "fma" else FLOAT_ADD[name]
+        return Spec((t,), srcs, lambda *x: canonical(exact(*x)))
 
     def fn(*args: Any) -> Any:
         x = [up(t, a, ftz) for a in args]
