@@ -19,6 +19,26 @@ import gpuact
 from tests.bounds import DTYPES
 from tests.libraries import LIBRARIES, Library, libraries
 
+CROSSED = ("cupy-on-triton", "torch-cuda-on-cupy")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Choose those of the tests that need a GPU (`cuda`) which `-m gpu` runs; the rest is slow.
+
+    Tests marked `every` run in each dtype on each library. Of the others, what differs between two
+    dtypes, or between an array's own backend and another library's, is host code that the PTX
+    interpreter executes as well: one dtype (the layouts, shapes and options are the same in all)
+    and each library's own backend will do.
+    """
+    for item in (item for item in items if item.get_closest_marker("cuda")):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        quick = params.get("dtype", "float32") == "float32" and params.get("lib") not in CROSSED
+        if not (quick or item.get_closest_marker("every")):
+            item.add_marker("slow")
+        if not item.get_closest_marker("slow"):
+            item.add_marker("gpu")
+
 
 @pytest.fixture(params=libraries())
 def lib(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:

@@ -283,8 +283,8 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
     "triton-cuda": _triton_cuda,
 }
 NEEDS = {"cupy": ("cupy",), "triton": ("torch", "triton")}  # packages, by the name's first word
-MARKS = {"triton-interpreter": pytest.mark.interpreter, "cupy-cuda": pytest.mark.gpu}
-MARKS["triton-cuda"] = pytest.mark.gpu
+MARKS = {"triton-interpreter": pytest.mark.interpreter, "cupy-cuda": pytest.mark.cuda}
+MARKS["triton-cuda"] = pytest.mark.cuda
 
 
 def executors(*names: str) -> list[Any]:

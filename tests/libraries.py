@@ -94,10 +94,10 @@ LIBRARIES: dict[str, tuple[Callable[[pytest.MonkeyPatch], Library], tuple[Any, .
     "numpy-in-pieces": (_numpy_in_pieces, ()),
     "torch-cpu": (_torch_cpu, ()),
     "torch-interpreter": (_interpreter, (pytest.mark.interpreter,)),
-    "cupy": (_executor("cupy-cuda", None, "cupy"), (pytest.mark.gpu,)),
-    "cupy-on-triton": (_executor("cupy-cuda", "triton", "triton"), (pytest.mark.gpu,)),
-    "torch-cuda": (_executor("triton-cuda", None, "triton"), (pytest.mark.gpu,)),
-    "torch-cuda-on-cupy": (_executor("triton-cuda", "cupy", "cupy"), (pytest.mark.gpu,)),
+    "cupy": (_executor("cupy-cuda", None, "cupy"), (pytest.mark.cuda,)),
+    "cupy-on-triton": (_executor("cupy-cuda", "triton", "triton"), (pytest.mark.cuda,)),
+    "torch-cuda": (_executor("triton-cuda", None, "triton"), (pytest.mark.cuda,)),
+    "torch-cuda-on-cupy": (_executor("triton-cuda", "cupy", "cupy"), (pytest.mark.cuda,)),
 }
 
 

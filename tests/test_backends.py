@@ -142,6 +142,7 @@ def run_elementwise(
 # -- elementwise ----------------------------------------------------------------------------------
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_values(executor, formula, dtype):
     rng = np.random.default_rng(0)

@@ -232,6 +232,7 @@ def test_the_gradient_of_lse(lib, kind):
         near(lib.executor.to_numpy(both), total, f"lse and loss, {layout}")
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["int64", "probabilities"])
 def test_dtypes(lib, dtype, kind):

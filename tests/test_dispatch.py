@@ -21,6 +21,7 @@ import gpuact
 from gpuact import dispatch
 from gpuact.backends import BACKENDS
 from gpuact.catalogue import FUNCTIONS, Function, Pass
+from gpuact.libraries import library_of
 from tests import harness
 from tests.bounds import DTYPES
 from tests.libraries import TORCH, libraries
@@ -338,7 +339,7 @@ def test_asarray_without_a_gpu():
         assert any(gpuact.backends()[name].reason in reason for name in ("cupy", "triton"))
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 def test_asarray_with_a_gpu():
     harness.needs_gpu("cupy")
     import cupy
@@ -351,12 +352,46 @@ def test_asarray_with_a_gpu():
         assert isinstance(gpuact.asarray([1.0]), np.ndarray)
 
 
+# -- streams --------------------------------------------------------------------------------------
+
+
+@pytest.mark.every
+@pytest.mark.parametrize("stream", ["null", "another"])
+@pytest.mark.parametrize("lib", libraries("cupy-on-triton", "torch-cuda-on-cupy"), indirect=True)
+def test_another_librarys_backend_works_on_the_callers_stream(lib, stream):
+    """Both libraries name the caller's stream as their current one, and only in there."""
+    import cupy
+    import torch
+
+    x = lib.place(X).native
+    library = library_of(x)
+    assert library is not None
+    if library.name == "cupy":
+        mine = cupy.cuda.Stream.null if stream == "null" else cupy.cuda.Stream(non_blocking=True)
+        entered, pointer = mine, mine.ptr
+    else:
+        mine = torch.cuda.default_stream() if stream == "null" else torch.cuda.Stream()
+        entered, pointer = torch.cuda.stream(mine), mine.cuda_stream
+
+    def current() -> tuple[int, int]:
+        return cupy.cuda.get_current_stream().ptr, torch.cuda.current_stream().cuda_stream
+
+    assert (pointer == 0) == (stream == "null")
+    before = current()
+    with entered:
+        assert pointer in current()
+        with library.on(x, lib.backend):
+            assert current() == (pointer, pointer)
+    assert current() == before
+
+
 # -- warmup() -------------------------------------------------------------------------------------
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("lib", [*libraries("numpy", "cupy"), *TORCH], indirect=True)
 def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
-    """Forward, backward and derivative of six functions, both of two, three of one."""
+    """Forward, backward and derivative; of rows both; of a loss both, and both at once."""
     ran: list[str] = []
     for name in ("elementwise", "reduce", "rows", "cross_entropy", "cross_entropy_with_grad"):
         work = getattr(lib.executor.backend, name)
@@ -367,7 +402,9 @@ def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
 
         monkeypatch.setattr(lib.executor.backend, name, spy)
     like = lib.place(X).native
-    assert gpuact.warmup([(2, 3)], ["float32"], like=like) == 6 * 3 + 2 * 2 + 3
+    each = {"elementwise": 3, "rows": 2, "loss": 3}
+    calls = sum(each[f.kind] for f in FUNCTIONS.values())
+    assert gpuact.warmup([(2, 3)], ["float32"], like=like) == calls
     kernels = [p for f in FUNCTIONS.values() if f.kind != "loss" for p in passes(f)]
     assert {p.formula for p in kernels} | {"cross_entropy", "cross_entropy_with_grad"} <= set(ran)
     assert gpuact.warmup([(2, 3), (4,)], ["float32", "float16"], ["relu"], like=like) == 4 * 3

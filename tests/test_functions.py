@@ -129,6 +129,7 @@ def verify(
 # -- elementwise ----------------------------------------------------------------------------------
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise(lib, name, dtype):
     public = ELEMENTWISE[name]
@@ -404,6 +405,7 @@ def padded(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return (1,) * (ndim - len(shape)) + shape
 
 
+@pytest.mark.every
 def test_gradients_of_scale_and_bias(lib, dtype):
     for kind, shape in product({dtype, "float32"}, SHAPES.values()):
         dy, x = (values((3, 6, 4, 5), dtype, seed, []) for seed in (1, 2))
@@ -419,6 +421,7 @@ def test_gradients_of_scale_and_bias(lib, dtype):
         untouched(*placed)
 
 
+@pytest.mark.every
 def test_gradient_of_slopes(lib, dtype):
     for case, (shape, axis, meets) in SLOPES.items():
         dy, x = (values((3, 6, 4, 5), dtype, seed, []) for seed in (1, 2))
@@ -428,6 +431,7 @@ def test_gradient_of_slopes(lib, dtype):
         check(lib.numpy(dweight, placed[0].native, shape, dtype), value, allowed, dtype, case)
 
 
+@pytest.mark.every
 def test_gradients_of_numbers(lib, dtype):
     for layout, x in layouts(lib, dtype, 0, []):
         dy = values(x.shape, dtype, 1, [])
@@ -606,6 +610,7 @@ def row_output(name: str, x: Array, axis: Any) -> Array:
     return y.reshape(x.shape)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", ROWS)
 def test_rows(lib, name, dtype):
     for shape, axis in AXES:

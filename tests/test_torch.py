@@ -167,6 +167,7 @@ def test_small_tensors(lib, shape):
     assert gpuact.sigmoid(x).requires_grad
 
 
+@pytest.mark.every
 @on_torch
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_have_the_dtype_of_what_they_belong_to(lib, dtype):
@@ -302,6 +303,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
+@pytest.mark.every
 @on_torch
 @pytest.mark.parametrize("elsewhere", ["numpy", "cupy", "triton"])
 def test_backward_runs_where_forward_ran(lib, elsewhere, monkeypatch):
