@@ -749,3 +749,56 @@ def test_target_weight(executor, kind, weighted, dtype):
         executor.place(target).native, native, out.native, classes=7, ignore_index=IGNORED
     )
     assert (out.numpy() == want).all()
+
+
+# -- what Triton's launches take for large arrays, on small ones ----------------------------------
+
+triton_only = pytest.mark.parametrize(
+    "executor", executors("triton-ptx", "triton-interpreter", "triton-cuda"), indirect=True
+)
+
+
+@pytest.fixture
+def launched(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """(grid, constexprs) of each launch from now on."""
+    seen, launch = [], executor.backend.launch
+
+    def spy(kernel: Any, grid: Any, args: Any, constexprs: Any, num_warps: int) -> None:
+        seen.append((grid, constexprs))
+        launch(kernel, grid, args, constexprs, num_warps)
+
+    monkeypatch.setattr(executor.backend, "launch", spy)
+    return seen
+
+
+@triton_only
+def test_offsets_of_64_bits(executor, launched, monkeypatch):
+    rng = np.random.default_rng(14)
+    x = spread(rng, 2310, "float32").reshape(5, 6, 7, 11)
+    full, channels = spread(rng, 2310, "float32").reshape(x.shape), x[:1, :, :1, :1].copy()
+    for params in ([0.3, channels], [full, 0.75], [channels, full]):
+        offsets = []
+        for narrow in (executor.backend.NARROW, 0):
+            with monkeypatch.context() as patch:
+                patch.setattr(executor.backend, "NARROW", narrow)
+                run_elementwise(executor, "linear", [x], params, np.empty_like(x))
+            offsets.append(str(launched[-1][1]["INDEX"]))
+        assert offsets == ["int32", "int64"]
+
+
+@triton_only
+def test_grids_of_three_dimensions(executor, launched, monkeypatch):
+    """As where the second count exceeds CUDA's 65535; the last program has nothing to do."""
+    monkeypatch.setattr(executor.backend._kernels().rows, "GRID_Y", 2)
+    rng = np.random.default_rng(15)
+    x = spread(rng, 5 * 33 * 3, "float32").reshape(5, 33, 3)
+    for formula in ROW_FORMULAS:
+        run_rows(executor, formula, row_operands(formula, x))
+    losses = Losses(executor, ce_inputs((5, 10, 3), "float32", CE_CASES["smoothing and weight"]))
+    losses.forward()
+    losses.backward()
+    losses.with_grad()
+    columns = spread(rng, 300 * 300, "float32").reshape(300, 300)
+    run_reduce(executor, "linear_dscale", [columns, columns], np.empty((1, 300), np.float32))
+    assert len(launched) == len(ROW_FORMULAS) + 3 + 2
+    assert {grid[1:] for grid, _ in launched[:-1]} == {(2, 3)}
