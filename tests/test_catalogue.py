@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import gpuact
-from gpuact import reference
+from gpuact import activations, reference
 from gpuact.catalogue import FUNCTIONS, Function, Pass, describe
+from tests.bounds import BOUNDS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDS = {
@@ -22,9 +23,24 @@ ENDS = {
     "loss": ("_backward", "_with_grad"),
 }
 
+
+def signatures(function: Function) -> dict[str, str]:
+    """What an elementwise function without parameters of many elements looks like."""
+    arguments = ["x", *(f"{name}={default!r}" for name, default in function.defaults.items())]
+    forward = f"({', '.join(arguments)}, *, out=None)"
+    backward = f"({', '.join(['dy', *function.saved, *arguments[1:]])})"
+    ends = {"": forward, "_backward": backward, "_derivative": forward}
+    return {function.name + end: signature for end, signature in ends.items()}
+
+
 # Names, order, kinds and defaults: they change only through a deprecation.
 OPTIONS = "*, weight=None, ignore_index=-100, reduction='mean', label_smoothing=0.0, axis=None"
 SIGNATURES = {
+    name: signature
+    for function in FUNCTIONS.values()
+    if function.kind == "elementwise"
+    for name, signature in signatures(function).items()
+} | {
     "linear": "(x, scale=1.0, bias=0.0, *, out=None)",
     "linear_backward": "(dy, x, scale, bias)",
     "linear_derivative": "(x, scale=1.0, bias=0.0, *, out=None)",
@@ -76,6 +92,8 @@ def test_every_public_name_has_a_signature_here():
 
 def test_every_record_has_its_public_functions():
     names = {f.name + end for f in FUNCTIONS.values() for end in ("", *ENDS[f.kind])}
+    assert names - set(dir(activations)) == set(), "add these to gpuact/activations.py"
+    assert names - set(gpuact.__all__) == set(), "export these in gpuact/__init__.py"
     assert names | {"softmax_jacobian"} | OTHERS == set(gpuact.__all__)
 
 
@@ -106,13 +124,25 @@ FORMULAS = sorted(
 )
 
 
+SPELLED = {
+    "gpuact/reference.py": r"^def {}\(",
+    "kernels/cupy/formulas.cuh": r"^GPUACT_\w+ .*\b{}\(",
+    "kernels/triton/formulas.py": r"^@triton\.jit(\(.*\))?\ndef {}\(",
+    "tests/truth.py": r'^    "{}": ',
+}
+
+
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_a_formula_is_spelled_in_all_three_languages(formula):
-    cuda = (ROOT / "kernels/cupy/formulas.cuh").read_text()
-    triton = (ROOT / "kernels/triton/formulas.py").read_text()
-    assert callable(getattr(reference, formula))
-    assert re.search(rf"^GPUACT_\w+ .*\b{formula}\(", cuda, re.MULTILINE)
-    assert re.search(rf"^@triton\.jit(\(.*\))?\ndef {formula}\(", triton, re.MULTILINE)
+@pytest.mark.parametrize("file", SPELLED)
+def test_a_formula_is_spelled_in_all_three_languages_and_as_the_truth(file, formula):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    found = re.search(SPELLED[file].format(formula), text, re.MULTILINE)
+    assert found, f"add {formula} to {file}"
+
+
+def test_a_formula_has_its_bound():
+    own = {p.formula for f in FUNCTIONS.values() for p in f.sums.values()}
+    assert sorted(set(FORMULAS) - own - set(BOUNDS)) == [], "add these to BOUNDS in tests/bounds.py"
 
 
 def test_the_formulas_stand_in_one_order():
@@ -159,6 +189,7 @@ def test_a_docstring_gives_the_formula(name):
     assert re.search(r" = |diag\(s\) − s sᵀ|`cross_entropy` and its gradient", first), first
 
 
+USUAL = ("x = 0|±?inf|NaN", "Range", "Source")
 DOCUMENTED = {
     "sigmoid": ("0.5|1/4", "NaN|tail", "Range"),
     "tanh": ("1 at x = 0", "Range", "Source"),
@@ -176,7 +207,7 @@ DOCUMENTED = {
 def test_a_docstring_says_what_happens_at_the_edges(name):
     """The kink, NaN and infinities, dtypes that are special, the range, the source."""
     doc = inspect.getdoc(getattr(gpuact, name)) or ""
-    for word in DOCUMENTED[name]:
+    for word in DOCUMENTED.get(name, USUAL):
         assert re.search(word, doc), word
 
 

@@ -44,23 +44,30 @@ def read_only(x: Any) -> Any:
 
 Case = tuple[Callable[[Any], Any], type[Exception], str]
 
+Call = tuple[str, Callable[[Any, Any], Any]]
+
+
+def calls_of(name: str) -> dict[str, Call]:
+    """An elementwise function, its derivative and its backward, nothing else being given."""
+    stored = FUNCTIONS[name].saved[0]
+    return {
+        name: ("x", lambda x, out: getattr(gpuact, name)(x, out=out)),
+        f"{name}_derivative": (
+            "x",
+            lambda x, out: getattr(gpuact, f"{name}_derivative")(x, out=out),
+        ),
+        f"{name}_backward": (stored, lambda y, out: getattr(gpuact, f"{name}_backward")(X, y)),
+    }
+
+
+PLAIN = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise" and not f.sums]
+
 # What the functions have in common: name → its first argument's name and a call.
-FIRST: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+FIRST: dict[str, Call] = {
+    **{name: call for plain in PLAIN for name, call in calls_of(plain).items()},
     "linear": ("x", lambda x, out: gpuact.linear(x, 2.0, 1.0, out=out)),
     "linear_derivative": ("x", lambda x, out: gpuact.linear_derivative(x, 2.0, out=out)),
     "linear_backward": ("x", lambda x, out: gpuact.linear_backward(X, x, 1.0, 0.0)),
-    "sigmoid": ("x", lambda x, out: gpuact.sigmoid(x, out=out)),
-    "sigmoid_derivative": ("x", lambda x, out: gpuact.sigmoid_derivative(x, out=out)),
-    "sigmoid_backward": ("y", lambda y, out: gpuact.sigmoid_backward(X, y)),
-    "tanh": ("x", lambda x, out: gpuact.tanh(x, out=out)),
-    "tanh_derivative": ("x", lambda x, out: gpuact.tanh_derivative(x, out=out)),
-    "tanh_backward": ("y", lambda y, out: gpuact.tanh_backward(X, y)),
-    "relu": ("x", lambda x, out: gpuact.relu(x, out=out)),
-    "relu_derivative": ("x", lambda x, out: gpuact.relu_derivative(x, out=out)),
-    "relu_backward": ("y", lambda y, out: gpuact.relu_backward(X, y)),
-    "leaky_relu": ("x", lambda x, out: gpuact.leaky_relu(x, 0.1, out=out)),
-    "leaky_relu_derivative": ("x", lambda x, out: gpuact.leaky_relu_derivative(x, out=out)),
-    "leaky_relu_backward": ("x", lambda x, out: gpuact.leaky_relu_backward(X, x)),
     "prelu": ("x", lambda x, out: gpuact.prelu(x, 0.1, out=out)),
     "prelu_derivative": ("x", lambda x, out: gpuact.prelu_derivative(x, 0.1, out=out)),
     "prelu_backward": ("x", lambda x, out: gpuact.prelu_backward(X, x, 0.1)),

@@ -18,7 +18,8 @@ def row(name: str) -> str:
 
 def test_the_table_of_functions_is_the_catalogue():
     table = README.split("<!-- functions -->\n")[1].split("\n<!-- end -->")[0]
-    assert table.splitlines() == [row(name) for name in FUNCTIONS]
+    rows = [row(name) for name in FUNCTIONS]
+    assert table.splitlines() == rows, "the rows of README.md must be:\n" + "\n".join(rows)
 
 
 @pytest.mark.parametrize("library", ("numpy", "torch"))
