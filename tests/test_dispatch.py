@@ -444,6 +444,20 @@ class runtime:
 class cuda: pass
 cuda.runtime = runtime
 """
+GPU_SEEN = """
+class Tensor: pass
+class cuda:
+    is_available = staticmethod(lambda: True)
+    get_device_capability = staticmethod(lambda: (9, 0))
+"""
+COMPILERLESS = """
+class knobs:
+    class runtime: interpret = False
+class Driver:
+    @property
+    def active(self): raise RuntimeError('Failed to find C compiler.')
+class runtime: driver = Driver()
+"""
 # name → (package → its __init__.py, None: not installed), (backend → what its reason says)
 MACHINES: dict[str, tuple[dict[str, str | None], dict[str, str]]] = {
     "nothing installed": (
@@ -459,6 +473,10 @@ MACHINES: dict[str, tuple[dict[str, str | None], dict[str, str]]] = {
     "broken triton": ({"triton": BROKEN}, {"triton": "libcudart.so.99"}),
     "broken torch": ({"torch": BROKEN}, {"triton": "libcudart.so.99"}),
     "hollow torch": ({"torch": "", "triton": ""}, {"triton": "attribute"}),
+    "a GPU and no C compiler": (
+        {"torch": GPU_SEEN, "triton": COMPILERLESS},
+        {"triton": "find C compiler.*install gcc"},
+    ),
     "no GPU to be seen": ({}, {"cupy": "driver|device", "triton": "GPU|torch"}),
 }
 PROGRAM = """

@@ -45,6 +45,10 @@ def why_not() -> str | None:
     if capability < CAPABILITY:
         have, need = (".".join(map(str, c)) for c in (capability, CAPABILITY))
         return f"the GPU has compute capability {have}: use one with {need} or later"
+    try:
+        _ = triton.runtime.driver.active  # compiles C, unless Triton's cache has the result
+    except Exception as error:
+        return f"Triton cannot build its launcher ({error}): install gcc and Python's headers"
     return None
 
 
