@@ -24,19 +24,29 @@ CROSSED = ("cupy-on-triton", "torch-cuda-on-cupy")
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Choose those of the tests that need a GPU (`cuda`) which `-m gpu` runs; the rest is slow.
+    """Choose the quick ones of the tests that a GPU or the PTX interpreter runs; the rest is slow.
 
-    Tests marked `every` run in each dtype on each library. Of the others, what differs between two
-    dtypes, or between an array's own backend and another library's, is host code that the PTX
-    interpreter executes as well: one dtype (the layouts, shapes and options are the same in all)
-    and each library's own backend will do.
+    Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
+    between two dtypes, or between an array's own backend and another library's, is little: on a GPU
+    (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. The PTX
+    interpreter runs one dtype in full and of each other every fourth case, another fourth for each,
+    for it is compiling that takes long.
     """
-    for item in (item for item in items if item.get_closest_marker("cuda")):
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        quick = params.get("dtype", "float32") == "float32" and params.get("lib") not in CROSSED
+        dtype = params.get("dtype", "float32")
+        if item.get_closest_marker("cuda"):
+            quick = dtype == "float32" and params.get("lib") not in CROSSED
+        elif str(params.get("executor", "")).endswith("-ptx") and dtype in DTYPES:
+            kind = (item.location[2].partition("[")[0], params["executor"], dtype)
+            quick = dtype == "float32" or seen[kind] % 4 == list(DTYPES).index(dtype)
+            seen[kind] += 1
+        else:
+            quick = True
         if not (quick or item.get_closest_marker("every")):
             item.add_marker("slow")
-        if not item.get_closest_marker("slow"):
+        if item.get_closest_marker("cuda") and not item.get_closest_marker("slow"):
             item.add_marker("gpu")
 
 

@@ -1,7 +1,8 @@
 """Every kernel compiles for every generation of GPU, within its registers.
 
 The list is what the backends launch for the catalogue. Triton, and NVRTC with CuPy's options, make
-PTX of it; ptxas makes machine code of that and says what each kernel takes. None may spill.
+PTX of it; ptxas makes machine code of that and says what each kernel takes. None may spill,
+nor use a stack at all.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from tests import harness
 from tests.bounds import DTYPES
 from tests.calls import calls
 
-# Bytes of stack without a spill: the frame of a call, for a 64-bit division is a subroutine.
-FRAME = 16
-# The rest of the tests executes what is compiled for 9.0; the others take minutes more.
-CAPABILITIES = [90, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 100))]
+# All of these; those that take minutes in all are slow: the rest of the tests executes what is
+# compiled for 9.0, and Triton takes ten times as long as NVRTC.
+TARGETS = [
+    pytest.param(name, dtype, capability, marks=() if quick else pytest.mark.slow)
+    for name in ("cupy-ptx", "triton-ptx")
+    for dtype in DTYPES
+    for capability in (80, 90, 100)
+    for quick in [capability == 90 and (name == "cupy-ptx" or dtype == "bfloat16")]
+]
 USAGE = re.compile(
     r"Function properties for (\S+)\s+"
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
@@ -42,9 +48,7 @@ def usage(ptx: str, folder: Path) -> dict[str, tuple[int, int, int]]:
     return {name: (int(a), int(b), int(c)) for name, a, b, c in USAGE.findall(text)}
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", harness.executors("cupy-ptx", "triton-ptx"))
+@pytest.mark.parametrize(("name", "dtype", "capability"), TARGETS)
 def test_compiles(name, dtype, capability, monkeypatch, tmp_path, record_property):
     executor = harness.make(name, monkeypatch, run=False)
     for _, call in calls(executor, dtype):
@@ -57,7 +61,7 @@ def test_compiles(name, dtype, capability, monkeypatch, tmp_path, record_propert
         seen.add(ptx)
         for function, (frame, stores, loads) in usage(ptx, tmp_path).items():
             compiled.append(launch.kernel)
-            if stores or loads or frame > FRAME:
+            if frame or stores or loads:
                 spilled.append((launch.kernel, launch.dtypes, function, frame, stores, loads))
     assert compiled
     assert not spilled
@@ -88,4 +92,4 @@ def test_a_kernel_that_spills_is_noticed(tmp_path):
     assert stores > 0
     assert loads > 0
     frame, *_ = found["indexes"]
-    assert frame > FRAME
+    assert frame > 0
