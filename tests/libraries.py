@@ -60,7 +60,14 @@ def untouched(*inputs: Placed) -> None:
 def _numpy_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Library:
     """The same executor, cutting small arrays as it cuts large ones, and on threads."""
     library = _executor("numpy", None, "numpy")(monkeypatch)
-    small = {"BLOCK": 64, "STRIP": 3, "LARGE_BLOCK": 512, "PARALLEL": 256, "LONG_ROW": 900}
+    small = {
+        "BLOCK": 64,
+        "ROW_BLOCK": 64,
+        "STRIP": 3,
+        "LARGE_BLOCK": 512,
+        "PARALLEL": 256,
+        "LONG_ROW": 900,
+    }
     for name, value in {**small, "WORKERS": 3, "SPANS": 12}.items():
         monkeypatch.setattr(library.executor.backend, name, value)
     return replace(library, name="numpy-in-pieces")

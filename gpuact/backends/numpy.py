@@ -2,16 +2,17 @@
 
 An expression over whole arrays goes to memory once per operation and asks the system for every
 temporary anew; page faults then cost more than the arithmetic. Here `np.nditer` hands out pieces of
-256 KiB (cast to the precision of the computation, whatever the strides), the reference computes on
+512 KiB (cast to the precision of the computation, whatever the strides), the reference computes on
 them, and large arrays are shared among threads, for ufuncs release the interpreter's lock.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from inspect import signature
 from itertools import pairwise, product
 from typing import Any
@@ -25,11 +26,14 @@ from ..libraries import HALF
 Array = npt.NDArray[Any]
 Empty = Callable[[tuple[int, ...], str], Array]
 
-BLOCK = 1 << 16  # elements: 256 KiB of float32; a few such temporaries share one core's L2
+# Elements of a piece. Large ones, for the threads hand the interpreter's lock to and fro between
+# any two operations: at 2^14 two threads are slower than one, here they are twice as fast.
+BLOCK = 1 << 17  # 512 KiB of float32: a few temporaries, in the cache
+ROW_BLOCK = 1 << 18  # rows are worked on in the result itself
 STRIP, LARGE_BLOCK = 256, 1 << 20  # rows side by side where the row is not the last axis
 PARALLEL = 1 << 20  # elements from which handing work to threads pays, on busy cores too
 WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-SPANS = 4 * WORKERS  # pieces of a large array: more than threads, so that none waits for long
+SPANS = 8 * WORKERS  # pieces of a large array: more than threads, so that none waits for long
 
 
 def why_not() -> None:
@@ -52,12 +56,7 @@ def _formula(name: str) -> tuple[Callable[..., Any], bool]:
 @cache
 def _pool(pid: int) -> ThreadPoolExecutor:
     """One pool a process: threads do not survive a fork."""
-    return ThreadPoolExecutor(WORKERS, thread_name_prefix="gpuact")
-
-
-def _quietly(work: Callable[[Any], None], piece: Any) -> None:
-    with np.errstate(all="ignore"):  # NaN and infinity are values here, not accidents
-        work(piece)
+    return ThreadPoolExecutor(max(1, WORKERS - 1), thread_name_prefix="gpuact")
 
 
 @cache
@@ -72,14 +71,31 @@ def _keep_blocks() -> None:
 
 
 def _share(work: Callable[[Any], None], pieces: Iterable[Any], size: int) -> None:
-    """Do all pieces: on threads where the arrays are large."""
+    """Do all pieces; where the arrays are large, threads help.
+
+    The caller works too and does not wait for the others to wake, which can take milliseconds.
+    """
     _keep_blocks()
-    if size < PARALLEL or WORKERS == 1:
-        for piece in pieces:
-            _quietly(work, piece)
-    else:
-        for _ in _pool(os.getpid()).map(partial(_quietly, work), pieces):
-            pass
+    waiting = deque(pieces)
+
+    def take() -> None:
+        with np.errstate(all="ignore"):  # NaN and infinity are values here, not accidents
+            while waiting:
+                try:
+                    piece = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                work(piece)
+
+    helpers = WORKERS - 1 if size >= PARALLEL else 0
+    helping = [_pool(os.getpid()).submit(take) for _ in range(helpers)]
+    try:
+        take()
+    finally:
+        waiting.clear()
+        for helper in helping:
+            if not helper.cancel():
+                helper.result()
 
 
 def _spans(n: int, count: int) -> list[tuple[int, int]]:
@@ -159,8 +175,8 @@ def _blocks(outer: int, n: int, inner: int) -> list[tuple[slice, slice]]:
 
     Rows that lie side by side stay together, up to a larger block: NumPy is slow on short strips.
     """
-    wide = min(inner, max(16, min(STRIP, LARGE_BLOCK // n), BLOCK // n))
-    tall = max(1, BLOCK // (n * wide))
+    wide = min(inner, max(16, min(STRIP, LARGE_BLOCK // n), ROW_BLOCK // n))
+    tall = max(1, ROW_BLOCK // (n * wide))
     corners = product(range(0, outer, tall), range(0, inner, wide))
     return [(slice(o, o + tall), slice(i, i + wide)) for o, i in corners]
 

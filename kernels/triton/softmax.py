@@ -95,7 +95,9 @@ def softmax_backward(
         c, mask = columns(0, n, exists, BLOCK)
         g = tl.load(dy + c * dy_n, mask=mask, other=0.0).to(DTYPE)
         v = tl.load(y + c * y_n, mask=mask, other=0.0).to(DTYPE)
-        s = total(g if LOG else g * v)
+        # The choice keeps the product out of the sum, where threads that hold the same row would
+        # each fuse it in another order.
+        s = total(g if LOG else tl.where(mask, g * v, 0.0))
         tl.store(dx + c * dx_n, rounded(gradient(g, v, s, LOG), dx.dtype.element_ty), mask=mask)
     else:
         s = tl.zeros([ROWS, BLOCK], DTYPE)
