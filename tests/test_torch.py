@@ -363,9 +363,7 @@ def test_second_derivatives_are_refused(lib, name):
     for reduce in (lambda y: y.sum(), lambda y: (y * y).sum(), lambda y: y.pow(3).mean()):
         (gradient,) = torch.autograd.grad(reduce(SECOND[name](x)), x, create_graph=True)
         assert gradient.requires_grad, "a gradient penalty would silently be dropped"
-        with pytest.raises(
-            (RuntimeError, NotImplementedError), match=r"gpuact|differentiate twice"
-        ):
+        with pytest.raises(NotImplementedError, match=r"^gpuact\.\w+_backward has no derivative"):
             gradient.sum().backward()
 
 
@@ -375,9 +373,7 @@ def test_second_derivatives_of_cross_entropy_are_refused(lib):
     for loss in gpuact.cross_entropy(x, target, return_lse=True):
         (gradient,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
         assert gradient.requires_grad
-        with pytest.raises(
-            (RuntimeError, NotImplementedError), match=r"gpuact|differentiate twice"
-        ):
+        with pytest.raises(NotImplementedError, match=r"^gpuact\.\w+_backward has no derivative"):
             gradient.sum().backward()
 
 
