@@ -1,0 +1,96 @@
+"""What `fused` fuses: an activation with what stands before and behind it, and dropout's mask.
+
+    y = dropout(act(scale·x + bias))·gate + residual
+
+The mask is never stored: it follows from the seed and the place of an element, by a generator that
+counts instead of remembering (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .catalogue import FUNCTIONS, Function
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Which elements are dropped: each with probability p, the others are divided by 1 − p.
+
+    The same p, seed and offset drop the same elements on NumPy, CuPy and PyTorch, in forward and in
+    backward, whatever the memory layout: element i in C order takes word i mod 4 of Philox4x32-10
+    with counter (i div 4, offset) and key seed, and is dropped if that word is below p·2³². So give
+    every call another offset (or seed). p lies within [0, 1], seed and offset within [0, 2⁶⁴).
+
+    >>> from gpuact import Dropout
+    >>> Dropout(0.25, seed=7).scale
+    1.3333333333333333
+    """
+
+    p: float
+    seed: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.p, int | float) and 0 <= self.p <= 1):
+            raise ValueError(f"p: {self.p!r} came, allowed is a number from 0 to 1")
+        for name in ("seed", "offset"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int")
+            if not 0 <= value < 2**64:
+                raise ValueError(f"{name}: {value} came, allowed is an int from 0 to 2**64 - 1")
+
+    @property
+    def last(self) -> int:
+        """The largest 32-bit word that drops its element; -1 if none does."""
+        return round(self.p * 2**32) - 1
+
+    @property
+    def scale(self) -> float:
+        """What elements that stay are multiplied by; 0 where none stays."""
+        return 1 / (1 - self.p) if self.p < 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """An activation inside `fused`, in names that a kernel needs."""
+
+    activation: str
+    dropout: Dropout | None = None  # one that drops something
+
+    @property
+    def record(self) -> Function:
+        return FUNCTIONS[self.activation]
+
+    @property
+    def forward(self) -> str | None:
+        """The activation's formula; None for linear, which is the identity here."""
+        return None if self.activation == "linear" else self.record.forward.formula
+
+    @property
+    def backward(self) -> str | None:
+        """The formula that leads back through the activation, and `reads` what it reads.
+
+        An activation with a kink is asked on which side of it an element lies: its own backward.
+        A smooth one gives its derivative at x, which cancels nowhere, as one from y would.
+        """
+        if self.activation == "linear":
+            return None
+        record = self.record
+        step = record.slope if record.kink == "smooth" and record.slope else record.backward
+        return step.formula
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """("x",): a derivative, still to be multiplied by dy; else dy and x or y."""
+        if self.activation == "linear":
+            return ()
+        record = self.record
+        step = record.slope if record.kink == "smooth" and record.slope else record.backward
+        return step.reads
+
+    @property
+    def slope(self) -> bool:
+        """Whether the formulas take a slope."""
+        return self.activation != "linear" and bool(self.record.forward.parameters)
