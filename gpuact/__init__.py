@@ -4,6 +4,8 @@ from .activations import (
     cross_entropy,
     cross_entropy_backward,
     cross_entropy_with_grad,
+    fused,
+    fused_backward,
     leaky_relu,
     leaky_relu_backward,
     leaky_relu_derivative,
@@ -31,17 +33,21 @@ from .activations import (
 )
 from .catalogue import describe
 from .dispatch import BackendError, asarray, backends, using
+from .fusion import Dropout
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Dropout",
     "asarray",
     "backends",
     "cross_entropy",
     "cross_entropy_backward",
     "cross_entropy_with_grad",
     "describe",
+    "fused",
+    "fused_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "leaky_relu_derivative",

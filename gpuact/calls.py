@@ -7,13 +7,14 @@ Here, too, PyTorch's autograd is entered: a call on tensors that require a gradi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
 
 from . import arguments, operations
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
+from .fusion import Dropout, Fusion
 from .libraries import FLOATING, Library
 from .operations import Loss, Reduction
 
@@ -142,40 +143,153 @@ def activation_backward(
     kept = arguments.activation_input(what, call.library, kept, integers)
     dy = arguments.gradient("dy", call.library, dy, what, kept)
     values = _parameters(call.library, kept, params, channel_axis)
-    shapes = {k: tuple(v.shape) for k, v in params.items() if not isinstance(v, float)}
+    inputs = (dy, kept, *(values[k] for k in params))
 
     def work(dy: Array, kept: Array, *values: Any) -> tuple[Array, ...]:
         named = {"dy": dy, what: kept, **dict(zip(params, values, strict=True))}
-        dx = backward_input(call, function, named)
-        sums = (
-            backward_parameter(call, function, named, k).reshape(shapes.get(k, ()))
-            for k in function.sums
+        gradients = backward(call, function, named, {"x", *function.sums})
+        return tuple(gradients[k] for k in ("x", *function.sums))
+
+    dx, *sums = underived(call, f"{name}_backward", work, *inputs)
+    given = (params[k] for k in function.sums)
+    shapes = [() if isinstance(p, float) else tuple(p.shape) for p in given]
+    return (dx, *(total.reshape(shape) for total, shape in zip(sums, shapes, strict=True)))
+
+
+# What fused calls a parameter that is learned
+_FUSED_NAMES = {"scale": "scale", "bias": "bias", "weight": "slope"}
+
+
+def backward(
+    call: Call, function: Function, named: Parameters, wanted: Container[str]
+) -> dict[str, Array]:
+    """The gradients wanted of x and of parameters; these in x's number of dimensions."""
+    if not any(name in wanted for name in function.sums):
+        kernel = function.backward
+        arrays = tuple(named[name] for name in kernel.reads)
+        values = _pick(kernel, named)
+        return {"x": operations.elementwise(call, kernel, arrays, values)} if "x" in wanted else {}
+    # Sums are formed in the pass that forms dx. A bias matters to its own gradient's shape alone.
+    names = {_FUSED_NAMES[name]: name for name in function.sums}
+    params = [named.get(names.get(name, "")) for name in ("scale", "bias", "slope")]
+    asked = {name for name in ("x", *names) if names.get(name, name) in wanted}
+    found = operations.fused_backward(
+        call, Fusion(function.name), named["dy"], named["x"], params, None, asked
+    )
+    return {names.get(name, name): gradient for name, gradient in found.items()}
+
+
+# -- fused ----------------------------------------------------------------------------------------
+
+
+def _addend(name: str, call: Call, x: Array, a: Any) -> Array | None:
+    """gate or residual: floating, of x's shape."""
+    if a is None:
+        return None
+    a = arguments.floating(name, call.library, a)
+    if tuple(a.shape) != tuple(x.shape):
+        raise ValueError(f"{name}: shape {tuple(a.shape)} came, x has {tuple(x.shape)}")
+    return a
+
+
+class FusedCall:
+    """The arguments of `fused`, checked: what it and its backward share."""
+
+    def __init__(
+        self,
+        x: Any,
+        activation: Any,
+        *,
+        negative_slope: Any,
+        weight: Any,
+        scale: Any,
+        bias: Any,
+        gate: Any,
+        residual: Any,
+        dropout: Any,
+        channel_axis: Any,
+        **more: Any,
+    ) -> None:
+        elementwise = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
+        if activation not in elementwise:
+            raise ValueError(
+                f"activation: {activation!r} came, allowed are {', '.join(elementwise)}"
+            )
+        function = FUNCTIONS[activation]
+        if ("weight" in function.forward.parameters) != (weight is not None):
+            what = "none came, prelu needs one" if weight is None else "came, prelu alone takes one"
+            raise ValueError(f"weight: {what}; activation is {activation!r}")
+        if dropout is not None and not isinstance(dropout, Dropout):
+            raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
+        drops = dropout is not None and dropout.last >= 0
+
+        x = arguments.array("x", x)
+        slope = weight
+        if "negative_slope" in function.forward.parameters:
+            slope = arguments.parameter("negative_slope", negative_slope, False)
+        given = {"scale": scale, "bias": bias, "weight": slope}
+        given = {k: v if v is None else arguments.parameter(k, v, True) for k, v in given.items()}
+        arrays = {"gate": gate, "residual": residual, **more}
+        arrays = {k: arguments.array(k, a) for k, a in arrays.items() if a is not None}
+        self.call = call = _resolve(
+            {"x": x, **arrays}, {k: v for k, v in given.items() if v is not None}
         )
-        return (dx, *sums)
+        integers = "refused" if function.integers == "refused" else "float32"
+        self.x = arguments.activation_input("x", call.library, x, integers)
+        present = {k: v for k, v in given.items() if v is not None}
+        ready = _parameters(call.library, self.x, present, channel_axis)
+        self.params = tuple(ready.get(k) for k in given)
+        # the shapes in which the caller knows the parameters that may be differentiated by
+        learned = [k for k in present if k != "weight" or weight is not None]
+        self.shapes = {
+            k: () if isinstance(given[k], float) else tuple(given[k].shape) for k in learned
+        }
+        self.gate, self.residual = (
+            _addend(k, call, self.x, arrays.get(k)) for k in ("gate", "residual")
+        )
+        self.arrays = arrays
+        self.fusion = Fusion(activation, dropout if drops else None)
 
-    result: tuple[Any, ...] = underived(
-        call, f"{name}_backward", work, dy, kept, *(values[k] for k in params)
-    )
+
+def fused(x: Any, activation: Any, out: Any, **options: Any) -> Any:
+    given = FusedCall(x, activation, **options)
+    call, x = given.call, given.x
+    inputs = [x, *(p for p in given.params if p is not None)]
+    inputs += [a for a in (given.gate, given.residual) if a is not None]
+    _check_out(call, out, x.shape, call.library.dtype(x), *inputs)
+    if _tracked(call, *inputs):
+        from .torch import autograd
+
+        return autograd.fused(
+            call.backend, given.fusion, x, *given.params, given.gate, given.residual
+        )
+    return operations.fused(call, given.fusion, x, given.params, given.gate, given.residual, out)
+
+
+def fused_backward(dy: Any, x: Any, activation: Any, **options: Any) -> dict[str, Any]:
+    given = FusedCall(x, activation, **options, dy=dy)
+    call, x = given.call, given.x
+    dy = arguments.gradient("dy", call.library, given.arrays["dy"], "x", x)
+    slots = {"scale": "scale", "bias": "bias", "weight": "slope"}
+    asked = ["x", *(slots[name] for name in given.shapes)]
+    if given.gate is not None:
+        asked.append("gate")
+
+    def work(dy: Array, x: Array, scale: Any, bias: Any, slope: Any, gate: Any) -> Any:
+        found = operations.fused_backward(
+            call, given.fusion, dy, x, (scale, bias, slope), gate, asked
+        )
+        return tuple(found[name] for name in asked)
+
+    gradients = underived(call, "fused_backward", work, dy, x, *given.params, given.gate)
+    found = dict(zip(asked, gradients, strict=True))
+    result = {"x": found["x"]}
+    result |= {name: found[slots[name]].reshape(shape) for name, shape in given.shapes.items()}
+    if given.gate is not None:
+        result["gate"] = found["gate"]
+    if given.residual is not None:
+        result["residual"] = dy
     return result
-
-
-def backward_input(call: Call, function: Function, named: Parameters) -> Array:
-    kernel = function.backward
-    arrays = tuple(named[name] for name in kernel.reads)
-    return operations.elementwise(call, kernel, arrays, _pick(kernel, named))
-
-
-def backward_parameter(call: Call, function: Function, named: Parameters, which: str) -> Array:
-    """The gradient of one parameter, in its own dtype, of x's number of dimensions."""
-    kernel, value, dy = function.sums[which], named[which], named["dy"]
-    scalar = isinstance(value, float)
-    return operations.reduce(
-        call,
-        kernel,
-        tuple(named[name] for name in kernel.reads),
-        (1,) * dy.ndim if scalar else tuple(value.shape),
-        call.library.dtype(dy if scalar else value),
-    )
 
 
 # -- rows -----------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ reads, which parameters it takes. The formulas themselves are spelled three time
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Function:
     derivative: str
     range: str
     kink: str  # the derivative chosen where there is none, or "smooth"
+    keeps: str  # what autograd keeps of forward for backward
     uses: str
     limitations: str
     forward: Pass
@@ -40,11 +41,21 @@ class Function:
     defaults: Mapping[str, float | None] = field(default_factory=lambda: MappingProxyType({}))
     sums: Mapping[str, Pass] = field(default_factory=lambda: MappingProxyType({}))
     integers: Literal["float32", "kept", "refused"] = "float32"
+    sign: str | None = None  # where this parameter is positive, y has x's sign and serves for it
 
     @property
     def saved(self) -> tuple[str, ...]:
-        """What backward keeps of forward: its arrays but the incoming gradient."""
+        """What backward reads of forward: its arrays but the incoming gradient."""
         return tuple(name for name in self.backward.reads if name not in ("dy", "dloss"))
+
+    def keep(self, values: Mapping[str, Any], learned: Iterable[str]) -> str | None:
+        """Which array an elementwise backward needs: "y" where it can, which the next layer keeps
+        anyway. values: of the parameters; learned: those whose gradient is asked for.
+        """
+        read = {*self.saved, *(name for k in learned for name in self.sums[k].reads)} - {"dy"}
+        if "x" in read and self.sign is not None and values[self.sign] > 0:
+            return "y"
+        return next(iter(read), None)
 
     def __str__(self) -> str:
         lines = {
@@ -53,6 +64,7 @@ class Function:
             "range": self.range,
             "at the kink": self.kink,
             "backward reads": ", ".join(self.backward.reads + self.backward.parameters),
+            "kept for it": self.keeps,
             "uses": self.uses,
             "limitations": self.limitations,
         }
@@ -70,6 +82,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="scale",
                 range="(−inf, inf)",
                 kink="smooth",
+                keeps="x where scale is learned, else nothing",
                 uses="output layer of a regression, where any real number may be the answer",
                 limitations="the derivative carries no information of x, and a stack of linear "
                 "layers is one linear layer: nothing nonlinear can be learned",
@@ -91,6 +104,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="y (1 − y)",
                 range="(0, 1)",
                 kink="smooth",
+                keeps="y",
                 uses="output of a binary classifier, where the answer is a probability; gates",
                 limitations="saturates on both sides and its derivative is at most 1/4, so "
                 "gradients vanish in depth; outputs are not centred on zero; needs an exponential",
@@ -105,6 +119,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="1 − y²",
                 range="(−1, 1)",
                 kink="smooth",
+                keeps="y",
                 uses="hidden layers of small and recurrent networks: outputs are centred on zero",
                 limitations="saturates on both sides, so gradients vanish in depth, if later than "
                 "the sigmoid's; needs an exponential",
@@ -119,6 +134,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="1 if x > 0 else 0",
                 range="[0, inf)",
                 kink="0 at x = 0",
+                keeps="y",
                 uses="hidden layers, the usual first choice: cheap, sparse, no saturation for x>0",
                 limitations="a unit that is negative on every input has gradient 0 and stays dead; "
                 "outputs are not centred on zero",
@@ -134,6 +150,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="1 if x > 0 else negative_slope",
                 range="(−inf, inf)",
                 kink="negative_slope at x = 0",
+                keeps="y where negative_slope > 0, else x",
                 uses="hidden layers where units die under ReLU: a small slope keeps them learning",
                 limitations="the slope is fixed by hand; its gain over ReLU is not consistent",
                 forward=Pass("leaky_relu", ("x",), ("negative_slope",)),
@@ -141,6 +158,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 slope=Pass("leaky_relu_derivative", ("x",), ("negative_slope",)),
                 defaults=MappingProxyType({"negative_slope": 0.01}),
                 integers="refused",
+                sign="negative_slope",
             ),
             Function(
                 name="prelu",
@@ -149,6 +167,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="1 if x > 0 else weight; by weight: x if x ≤ 0 else 0",
                 range="(−inf, inf)",
                 kink="weight at x = 0",
+                keeps="x",
                 uses="hidden layers whose slope is to be learned, one for all or one a channel",
                 limitations="more parameters to learn and to overfit with; max(weight·x, x) is the "
                 "same function only for weight ≤ 1",
@@ -166,6 +185,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="∂s_i/∂x_j = s_i (δ_ij − s_j): the Jacobian diag(s) − s sᵀ",
                 range="(0, 1)",
                 kink="smooth",
+                keeps="y",
                 uses="output layer of a classifier over exclusive classes; attention weights",
                 limitations="every output depends on every input; saturates when one input leads",
                 forward=Pass("softmax", ("x",)),
@@ -178,6 +198,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="∂y_i/∂x_j = δ_ij − e^y_j",
                 range="(−inf, 0]",
                 kink="smooth",
+                keeps="y",
                 uses="log-probabilities for losses and sampling: log(softmax(x)) would underflow",
                 limitations="every output depends on every input",
                 forward=Pass("log_softmax", ("x",)),
@@ -190,6 +211,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="dZ = S Σ_k w_k Y_k − w ⊙ Y; S − Y in the plain case",
                 range="[0, inf)",
                 kink="smooth",
+                keeps="logits, target and lse",
                 uses="training a classifier: the softmax and its loss in one, exact where the "
                 "Jacobian route overflows",
                 limitations="one confidently wrong label costs without bound; classes that are not "

@@ -9,6 +9,7 @@ counts instead of remembering (Salmon et al., "Parallel random numbers: as easy 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from .catalogue import FUNCTIONS, Function
 
@@ -32,11 +33,13 @@ class Dropout:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.p, int | float) and 0 <= self.p <= 1):
-            raise ValueError(f"p: {self.p!r} came, allowed is a number from 0 to 1")
+        if not isinstance(self.p, Real):
+            raise TypeError(f"p: {type(self.p).__name__} came, allowed is a number")
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p: {self.p} came, allowed is a number from 0 to 1")
         for name in ("seed", "offset"):
             value = getattr(self, name)
-            if not isinstance(value, int):
+            if not isinstance(value, Integral):
                 raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int")
             if not 0 <= value < 2**64:
                 raise ValueError(f"{name}: {value} came, allowed is an int from 0 to 2**64 - 1")

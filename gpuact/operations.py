@@ -8,7 +8,7 @@ written where the caller wants it: into `out` itself where a kernel can, through
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 from .arguments import compute_dtype
 from .catalogue import Pass
 from .dispatch import Call
+from .fusion import Fusion
 from .libraries import overlap, same_memory
 
 Array = Any
@@ -70,6 +71,79 @@ def elementwise(
 
     inputs = [*arrays, *(p for p in params if not isinstance(p, float))]
     return _deliver(call, out, inputs, lambda: library.empty_like(arrays[-1], dtype), write)
+
+
+def fused(
+    call: Call,
+    fusion: Fusion,
+    x: Array,
+    params: Sequence[Array | float | None],
+    gate: Array | None,
+    residual: Array | None,
+    out: Array | None = None,
+) -> Array:
+    """dropout(act(scale·x + bias))·gate + residual; params are scale, bias and slope."""
+    library, native = call.library, call.native
+
+    def write(result: Array) -> None:
+        call.module.fused(
+            fusion,
+            native(x),
+            tuple(native(p) for p in params),
+            native(gate),
+            native(residual),
+            native(result),
+            call.scratch,
+        )
+
+    inputs = [a for a in (x, *params, gate, residual) if a is not None and not isinstance(a, float)]
+    return _deliver(call, out, inputs, lambda: library.empty_like(x, library.dtype(x)), write)
+
+
+# What a backward of `fused` may be asked for
+GRADIENTS = ("x", "scale", "bias", "slope", "gate")
+
+
+def fused_backward(
+    call: Call,
+    fusion: Fusion,
+    dy: Array,
+    x: Array,
+    params: Sequence[Array | float | None],
+    gate: Array | None,
+    wanted: Container[str],
+) -> dict[str, Array]:
+    """The gradients that are wanted, by name, all in one pass over dy and x.
+
+    A parameter's has its dtype and its shape (x's dtype and ones, if it is a number or None): the
+    sum over the axes along which it is broadcast.
+    """
+    library, native = call.library, call.native
+    found: dict[str, Array] = {}
+    with library.on(call.like, call.backend):
+        for name, a in (("x", x), ("gate", gate)):
+            if name in wanted:
+                found[name] = library.empty_like(a, library.dtype(a))
+        for name, p in zip(("scale", "bias", "slope"), params, strict=True):
+            if name in wanted:
+                if p is None or isinstance(p, float):
+                    found[name] = call.empty((1,) * x.ndim, library.dtype(x))
+                else:
+                    found[name] = call.empty(tuple(p.shape), library.dtype(p))
+        if found:
+            dx, dscale, dbias, dslope, dgate = (native(found.get(name)) for name in GRADIENTS)
+            call.module.fused_backward(
+                fusion,
+                native(dy),
+                native(x),
+                tuple(native(p) for p in params),
+                native(gate),
+                dx,
+                dgate,
+                (dscale, dbias, dslope),
+                call.scratch,
+            )
+    return found
 
 
 def reduce(

@@ -14,11 +14,14 @@ state: 0 for ReLU, the slope for leaky and parametric ReLU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .fusion import Dropout
 
 Array = npt.NDArray[Any]
 
@@ -126,6 +129,107 @@ def leaky_relu_derivative(x: Array, slope: Array) -> Array:
 def prelu_dweight(dy: Array, x: Array) -> Array:
     """The terms whose sum is the gradient of the slope; x is tested, for slopes may be negative."""
     return where(x > 0, np.zeros_like(x), x * dy)
+
+
+# -- fused: dropout(act(scale·x + bias))·gate + residual ------------------------------------------
+# What is None is left out. `forward` and `backward` are formulas from above, None for the identity.
+
+
+def philox(block: Array, seed: int, offset: int) -> list[Array]:
+    """Philox4x32-10: the four words of each counter (block, offset) under the key seed."""
+    low = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    block = block.astype(np.uint64)
+    second = np.full_like(block, offset)
+    word = [block & low, block >> half, second & low, second >> half]
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        a, b = word[0] * np.uint64(0xD2511F53), word[2] * np.uint64(0xCD9E8D57)
+        word[0], word[1] = b >> half ^ word[1] ^ np.uint64(key[0]), b & low
+        word[2], word[3] = a >> half ^ word[3] ^ np.uint64(key[1]), a & low
+        key = [(k + w) & 0xFFFFFFFF for k, w in zip(key, (0x9E3779B9, 0xBB67AE85), strict=True)]
+    return word
+
+
+def dropped(first: int, count: int, dropout: Dropout) -> Array:
+    """Which of `count` elements are dropped, from the one with C-order index `first` on."""
+    blocks = np.arange(first // 4, (first + count + 3) // 4, dtype=np.uint64)
+    words: Array = np.stack(philox(blocks, dropout.seed, dropout.offset), axis=-1).ravel()
+    return words[first % 4 :][:count] <= dropout.last
+
+
+def affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
+    if scale is not None:
+        x = scale * x
+    return x if bias is None else x + bias
+
+
+def masked(a: Array, drop: Array | None, kept: float) -> Array:
+    """0 where dropped, whatever was there; the others times `kept`."""
+    return a if drop is None else where(drop, np.zeros_like(a), a * a.dtype.type(kept))
+
+
+def fused(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    slope: Array | None,
+    gate: Array | None,
+    residual: Array | None,
+    *,
+    forward: Callable[..., Array] | None,
+    drop: Array | None,
+    kept: float,
+) -> Array:
+    y = affine(x, scale, bias)
+    if forward is not None:
+        y = forward(y) if slope is None else forward(y, slope)
+    y = masked(y, drop, kept)
+    if gate is not None:
+        y = y * gate
+    return y if residual is None else y + residual
+
+
+def fused_backward(
+    dy: Array,
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    slope: Array | None,
+    gate: Array | None,
+    *,
+    forward: Callable[..., Array] | None,
+    backward: Callable[..., Array] | None,
+    reads: Sequence[str],  # what `backward` reads: x alone makes it a derivative
+    drop: Array | None,
+    kept: float,
+    wanted: Container[str],
+) -> dict[str, Array]:
+    """What is wanted of dx and dgate, and of the terms of dscale, dbias and dslope."""
+    slopes = () if slope is None else (slope,)
+    u = affine(x, scale, bias)
+    a = u
+    if forward is not None and ("y" in reads or "gate" in wanted):
+        a = forward(u, *slopes)
+    found = {}
+    if "gate" in wanted:
+        found["gate"] = dy * masked(a, drop, kept)
+    da = masked(dy if gate is None else dy * gate, drop, kept)
+    if backward is None:
+        du = da
+    elif "dy" in reads:
+        du = backward(da, a if "y" in reads else u, *slopes)
+    else:
+        du = da * backward(u, *slopes)
+    if "x" in wanted:
+        found["x"] = du if scale is None else linear_backward(du, scale)
+    if "scale" in wanted:
+        found["scale"] = linear_dscale(du, x)
+    if "bias" in wanted:
+        found["bias"] = linear_dbias(du)
+    if "slope" in wanted:
+        found["slope"] = prelu_dweight(da, u)
+    return found
 
 
 # -- rows -----------------------------------------------------------------------------------------

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from inspect import signature
 from itertools import pairwise, product
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import reference
+from ..fusion import Dropout, Fusion
 from ..libraries import HALF
 
 Array = npt.NDArray[Any]
@@ -110,32 +112,167 @@ def elementwise(
     out: Array,
     empty: Empty,
 ) -> None:
-    compute = compute_dtype(out.dtype)
     function, takes_out = _formula(formula)
-    operands = [*arrays, *(p for p in params if isinstance(p, np.ndarray))]
-    scalars = [None if isinstance(p, np.ndarray) else compute.type(p) for p in params]
-    operand_flags: list[list[Any]] = [*[["readonly"]] * len(operands), ["writeonly"]]
+
+    def work(values: Sequence[Array], y: Array, first: int) -> None:
+        if takes_out:
+            function(*values, out=y)
+        else:
+            y[...] = function(*values)
+
+    _over_pieces(work, (*arrays, *params), out, "K")
+
+
+def _over_pieces(
+    work: Callable[[Sequence[Any], Array, int], None],
+    operands: Sequence[Array | float | None],
+    out: Array,
+    order: Literal["C", "K"],
+) -> None:
+    """work(values, y, first) for each piece of out, first being its first element in this order.
+
+    Values are the operands' pieces in the precision of the computation, numbers as such, None as it
+    is.
+    """
+    compute = compute_dtype(out.dtype)
+    arrays = [a for a in operands if isinstance(a, np.ndarray)]
+    scalars = [
+        None if a is None or isinstance(a, np.ndarray) else compute.type(a) for a in operands
+    ]
+    operand_flags: list[list[Any]] = [*[["readonly"]] * len(arrays), ["writeonly"]]
     pieces = np.nditer(
-        [*operands, out],
+        [*arrays, out],
         flags=["external_loop", "buffered", "ranged", "delay_bufalloc", "zerosize_ok"],
         op_flags=operand_flags,
-        op_dtypes=[compute] * (len(operands) + 1),
+        op_dtypes=[compute] * (len(arrays) + 1),
+        order=order,
         casting="unsafe",
         buffersize=BLOCK,
     )
 
-    def work(span: tuple[int, int]) -> None:
+    def run(span: tuple[int, int]) -> None:
         mine = pieces.copy()
         mine.iterrange = span  # type: ignore[misc]  # the stub is wrong: it can be set
-        for *values, y in mine:
-            blocks = iter(values[len(arrays) :])
-            chosen = (next(blocks) if s is None else s for s in scalars)
-            if takes_out:
-                function(*values[: len(arrays)], *chosen, out=y)
-            else:
-                y[...] = function(*values[: len(arrays)], *chosen)
+        first = span[0]
+        for *blocks, y in mine:
+            block = iter(blocks)
+            values = [
+                next(block) if isinstance(a, np.ndarray) else scalar
+                for a, scalar in zip(operands, scalars, strict=True)
+            ]
+            work(values, y, first)
+            first += y.size
 
-    _share(work, _spans(out.size, SPANS if out.size >= PARALLEL else 1), out.size)
+    _share(run, _spans(out.size, SPANS if out.size >= PARALLEL else 1), out.size)
+
+
+def _step(formula: str | None) -> Callable[..., Array] | None:
+    return None if formula is None else _formula(formula)[0]
+
+
+def _drop(dropout: Dropout | None) -> tuple[Callable[[int, int], Array | None], float]:
+    """Which of `count` elements from `first` on are dropped, and the factor of the others."""
+    if dropout is None:
+        return lambda first, count: None, 1.0
+    return lambda first, count: reference.dropped(first, count, dropout), dropout.scale
+
+
+def fused(
+    fusion: Fusion,
+    x: Array,
+    params: Sequence[Array | float | None],
+    gate: Array | None,
+    residual: Array | None,
+    out: Array,
+    empty: Empty,
+) -> None:
+    forward = _step(fusion.forward)
+    drop, kept = _drop(fusion.dropout)
+
+    def work(values: Sequence[Array], y: Array, first: int) -> None:
+        mask = drop(first, y.size)
+        y[...] = reference.fused(*values, forward=forward, drop=mask, kept=kept)
+
+    # a mask follows the elements' logical order, else theirs in memory is the fastest
+    order: Literal["C", "K"] = "C" if fusion.dropout else "K"
+    _over_pieces(work, (x, *params, gate, residual), out, order)
+
+
+def fused_backward(
+    fusion: Fusion,
+    dy: Array,
+    x: Array,
+    params: Sequence[Array | float | None],
+    gate: Array | None,
+    dx: Array | None,
+    dgate: Array | None,
+    dparams: Sequence[Array | None],
+    empty: Empty,
+) -> None:
+    outputs = dict(zip(("x", "gate", "scale", "bias", "slope"), (dx, dgate, *dparams), strict=True))
+    given = {name: np.atleast_1d(out) for name, out in outputs.items() if out is not None}
+    compute = compute_dtype(x.dtype)
+    forward, backward = _step(fusion.forward), _step(fusion.backward)
+    drop, kept = _drop(fusion.dropout)
+    operands = [p if p is None or isinstance(p, float) else np.atleast_1d(p) for p in params]
+    dy, x = np.atleast_1d(dy, x)
+    gate = None if gate is None else np.atleast_1d(gate)
+    summed = {name for name, out in given.items() if out.shape != x.shape}
+    pieces = list(_contiguous_pieces(x.shape))
+    partials: list[dict[str, Array]] = [{} for _ in pieces]
+
+    def part(a: Any, where: tuple[Any, ...]) -> Any:
+        if a is None or isinstance(a, float):
+            return a if a is None else compute.type(a)
+        return a[_narrow(a.shape, where)].astype(compute, copy=False)
+
+    def work(k: int) -> None:
+        where, first = pieces[k]
+        values = [part(a, where) for a in (dy, x, *operands, gate)]
+        shape = values[0].shape
+        mask = drop(first, values[0].size)
+        found = reference.fused_backward(
+            *values,
+            forward=forward,
+            backward=backward,
+            reads=fusion.reads,
+            drop=None if mask is None else mask.reshape(shape),
+            kept=kept,
+            wanted=given.keys(),
+        )
+        for name, value in found.items():
+            if name in summed:
+                axes = tuple(axis for axis, n in enumerate(given[name].shape) if n == 1)
+                # float64 makes the sum exact to the last bits of float32 in whatever order
+                partials[k][name] = value.sum(axes, dtype=np.float64, keepdims=True)
+            else:
+                given[name][where] = value
+
+    _share(work, range(len(pieces)), x.size)
+    with np.errstate(all="ignore"):  # a sum may overflow its dtype: infinity is its value then
+        for name in summed:
+            total = np.zeros(given[name].shape)
+            for (where, _), partial in zip(pieces, partials, strict=True):
+                total[_narrow(total.shape, where)] += partial[name]
+            given[name][...] = total
+
+
+def _narrow(shape: tuple[int, ...], where: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where the piece of an array of this shape is that is broadcast along some axes."""
+    return tuple(slice(None) if n == 1 else at for n, at in zip(shape, where, strict=False))
+
+
+def _contiguous_pieces(shape: tuple[int, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Index and first element of pieces that are runs of elements in C order, a block each."""
+    axis = next(k for k in range(len(shape)) if prod(shape[k + 1 :]) <= BLOCK)
+    inside = prod(shape[axis + 1 :])
+    thick = max(1, BLOCK // max(1, inside))
+    first = 0
+    for outer in product(*map(range, shape[:axis])):
+        where = tuple(slice(i, i + 1) for i in outer)
+        for i in range(0, shape[axis], thick):
+            yield (*where, slice(i, i + thick)), first + i * inside
+        first += shape[axis] * inside
 
 
 def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:

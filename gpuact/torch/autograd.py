@@ -7,7 +7,7 @@ that autograd says so when asked instead of taking them for constants.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from .. import calls, operations
 from ..catalogue import FUNCTIONS, Function
 from ..dispatch import Call
+from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss
 
@@ -27,40 +28,43 @@ def _call(backend: str, like: Tensor) -> Call:
     return Call(library, like, backend)
 
 
+def _either(numbers: Sequence[Any], tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Parameters in their order: tensors come out of what was saved, numbers were kept aside."""
+    return [n if t is None else t for n, t in zip(numbers, tensors, strict=True)]
+
+
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, function: Function, backend: str, x: Tensor, *params: Tensor | float
     ) -> Tensor:
         y = operations.elementwise(_call(backend, x), function.forward, (x,), params)
-        kept = y if "y" in function.saved else x
-        tensors = [p for p in params if isinstance(p, Tensor)]
-        ctx.save_for_backward(kept, *tensors)
+        names = function.forward.parameters
+        values = dict(zip(names, params, strict=True))
+        learned = [k for k, need in zip(names, ctx.needs_input_grad[3:], strict=True) if need]
+        ctx.keep = function.keep(values, learned)
+        kept = {"x": x, "y": y, None: None}[ctx.keep]
+        ctx.save_for_backward(kept, *(p if isinstance(p, Tensor) else None for p in params))
         ctx.function, ctx.backend = function, backend
-        ctx.scalars = [None if isinstance(p, Tensor) else p for p in params]
+        ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
         return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         function: Function = ctx.function
         call = _call(ctx.backend, dy)
-        _, _, wanted, *wanted_params = ctx.needs_input_grad
         names = function.forward.parameters
+        needed = zip(("x", *names), ctx.needs_input_grad[2:], strict=True)
+        wanted = {name for name, need in needed if need}
 
-        def work(dy: Tensor, kept: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
-            arrays = iter(tensors)
-            values = [next(arrays) if scalar is None else scalar for scalar in ctx.scalars]
-            named = {
-                "dy": dy,
-                "y" if "y" in function.saved else "x": kept,
-                **dict(zip(names, values, strict=True)),
-            }
-            dx = calls.backward_input(call, function, named) if wanted else None
-            sums = (
-                calls.backward_parameter(call, function, named, name) if needed else None
-                for name, needed in zip(names, wanted_params, strict=True)
+        def work(dy: Tensor, kept: Tensor | None, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+            # what is not kept is not read: anything of its shape will do
+            kept = dy if kept is None else kept
+            params = zip(names, _either(ctx.numbers, tensors), strict=True)
+            found = calls.backward(
+                call, function, {"dy": dy, "x": kept, "y": kept, **dict(params)}, wanted
             )
-            return (dx, *sums)
+            return tuple(found.get(name) for name in ("x", *names))
 
         name = f"{function.name}_backward"
         return (None, None, *calls.underived(call, name, work, dy, *ctx.saved_tensors))
@@ -68,6 +72,49 @@ class _Activation(torch.autograd.Function):
 
 def activation(function: Function, backend: str, x: Tensor, *params: Tensor | float) -> Tensor:
     return cast(Tensor, _Activation.apply(function, backend, x, *params))  # type: ignore[no-untyped-call]
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
+        *params, gate, residual = operands
+        y = operations.fused(
+            _call(backend, x),
+            fusion,
+            x,
+            params,
+            cast(Tensor | None, gate),
+            cast(Tensor | None, residual),
+        )
+        ctx.backend, ctx.fusion = backend, fusion
+        # tensors are saved, numbers kept; the residual's gradient is dy and needs nothing of it
+        ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
+        ctx.save_for_backward(x, *(p if isinstance(p, Tensor) else None for p in params), gate)
+        return cast(Tensor, y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        call = _call(ctx.backend, dy)
+        names = ("x", "scale", "bias", "slope", "gate")
+        *needed, residual_needed = ctx.needs_input_grad[2:]
+        wanted = {name for name, need in zip(names, needed, strict=True) if need}
+
+        def work(dy: Tensor, x: Tensor, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
+            *tensors, gate = rest
+            params = _either(ctx.numbers, tensors)
+            found = operations.fused_backward(call, ctx.fusion, dy, x, params, gate, wanted)
+            return tuple(found.get(name) for name in names)
+
+        gradients = calls.underived(call, "fused_backward", work, dy, *ctx.saved_tensors)
+        return (None, None, *gradients, dy if residual_needed else None)
+
+
+Operand = Tensor | float | None
+
+
+def fused(backend: str, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
+    """operands: scale, bias, slope, gate, residual."""
+    return cast(Tensor, _Fused.apply(backend, fusion, x, *operands))  # type: ignore[no-untyped-call]
 
 
 class _Rows(torch.autograd.Function):
