@@ -104,8 +104,10 @@ def broadcast_shape(name: str, value: Any, shape: Sequence[int]) -> tuple[int, .
     return padded
 
 
-def slope_shape(name: str, value: Any, shape: Sequence[int], channel_axis: int) -> tuple[int, ...]:
-    """The shape in which PReLU's slopes meet x: shared, one a channel, or x's dimensions."""
+def channel_shape(
+    name: str, value: Any, shape: Sequence[int], channel_axis: int
+) -> tuple[int, ...]:
+    """The shape in which a learned parameter meets x: shared, one a channel, or x's dimensions."""
     own = tuple(value.shape)
     ndim = len(shape)
     whole("channel_axis", channel_axis)
@@ -115,14 +117,14 @@ def slope_shape(name: str, value: Any, shape: Sequence[int], channel_axis: int) 
         axis = single_axis("channel_axis", channel_axis, ndim)
         if own[0] != shape[axis]:
             raise ValueError(
-                f"{name}: {own[0]} slopes came, axis {axis} of x (shape {tuple(shape)}) "
-                f"has {shape[axis]} channels; allowed are one slope or one a channel"
+                f"{name}: {own[0]} elements came, axis {axis} of x (shape {tuple(shape)}) "
+                f"has {shape[axis]} channels; allowed are one element or one a channel"
             )
         return tuple(own[0] if k == axis else 1 for k in range(ndim))
     if len(own) == ndim:
         return broadcast_shape(name, value, shape)
     raise ValueError(
-        f"{name}: shape {own} came, allowed are one element, one slope a channel (1-D), or "
+        f"{name}: shape {own} came, allowed are one element, one a channel (1-D), or "
         f"{ndim} dimensions that broadcast to x's shape {tuple(shape)}"
     )
 

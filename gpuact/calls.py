@@ -71,7 +71,7 @@ def _parameters(
         if channel_axis is ...:  # broadcast from the right, as linear's parameters
             shape = arguments.broadcast_shape(name, value, x.shape)
         else:
-            shape = arguments.slope_shape(name, value, x.shape, channel_axis)
+            shape = arguments.channel_shape(name, value, x.shape, channel_axis)
         ready[name] = value.reshape(shape)
     return ready
 

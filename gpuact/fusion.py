@@ -23,8 +23,8 @@ class Dropout:
     with counter (i div 4, offset) and key seed, and is dropped if that word is below p·2³². So give
     every call another offset (or seed). p lies within [0, 1], seed and offset within [0, 2⁶⁴).
 
-    >>> from gpuact import Dropout
-    >>> Dropout(0.25, seed=7).scale
+    >>> import gpuact
+    >>> gpuact.Dropout(0.25, seed=7).scale
     1.3333333333333333
     """
 

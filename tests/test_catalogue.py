@@ -35,6 +35,10 @@ def signatures(function: Function) -> dict[str, str]:
 
 # Names, order, kinds and defaults: they change only through a deprecation.
 OPTIONS = "*, weight=None, ignore_index=-100, reduction='mean', label_smoothing=0.0, axis=None"
+FUSED = (
+    "negative_slope=0.01, weight=None, scale=None, bias=None, gate=None, residual=None, "
+    "dropout=None, channel_axis=-1"
+)
 SIGNATURES = {
     name: signature
     for function in FUNCTIONS.values()
@@ -67,13 +71,17 @@ SIGNATURES = {
     "cross_entropy": f"(logits, target, {OPTIONS}, return_lse=False)",
     "cross_entropy_backward": f"(dloss, logits, target, lse, {OPTIONS})",
     "cross_entropy_with_grad": f"(logits, target, {OPTIONS}, dlogits_out=None)",
+    "fused": f"(x, activation, *, {FUSED}, out=None)",
+    "fused_backward": f"(dy, x, activation, *, {FUSED})",
+    "Dropout": "(p, seed, offset=0)",
     "asarray": "(obj, dtype=None)",
     "using": "(backend)",
     "backends": "()",
     "describe": "(name)",
 }
 # Beside the functions: these, and warmup, whose arguments are its own.
-OTHERS = {"asarray", "using", "backends", "describe", "warmup", "BackendError"}
+OTHERS = {"asarray", "using", "backends", "describe", "warmup", "BackendError", "Dropout"}
+OTHERS |= {"fused", "fused_backward"}
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -175,7 +183,7 @@ def test_a_record_says_everything(function):
     for field in ("formula", "derivative", "range", "kink", "uses", "limitations"):
         assert len(getattr(function, field)) >= 3, field
     text = str(describe(function.name))
-    for field in ("formula", "derivative", "range", "kink", "uses", "limitations"):
+    for field in ("formula", "derivative", "range", "kink", "keeps", "uses", "limitations"):
         assert getattr(function, field) in text
     with pytest.raises(dataclasses.FrozenInstanceError):
         function.name = "other"

@@ -71,6 +71,8 @@ FIRST: dict[str, Call] = {
     "prelu": ("x", lambda x, out: gpuact.prelu(x, 0.1, out=out)),
     "prelu_derivative": ("x", lambda x, out: gpuact.prelu_derivative(x, 0.1, out=out)),
     "prelu_backward": ("x", lambda x, out: gpuact.prelu_backward(X, x, 0.1)),
+    "fused": ("x", lambda x, out: gpuact.fused(x, "tanh", out=out)),
+    "fused_backward": ("x", lambda x, out: gpuact.fused_backward(X, x, "tanh")),
     "softmax": ("x", lambda x, out: gpuact.softmax(x, out=out)),
     "softmax_backward": ("y", lambda y, out: gpuact.softmax_backward(X, y)),
     "softmax_jacobian": ("y", lambda y, out: gpuact.softmax_jacobian(y)),
@@ -109,6 +111,89 @@ REFUSED = {
 }
 
 CASES: dict[str, Case] = {
+    # fused
+    "activation unknown": (
+        lambda out: gpuact.fused(X, "gelu", out=out),
+        ValueError,
+        "activation: 'gelu' came, allowed are linear, sigmoid",
+    ),
+    "activation of rows": (
+        lambda out: gpuact.fused(X, "softmax", out=out),
+        ValueError,
+        "activation: 'softmax' came, allowed are linear, sigmoid",
+    ),
+    "fused prelu without weight": (
+        lambda out: gpuact.fused(X, "prelu", out=out),
+        ValueError,
+        "weight: none came, prelu needs one",
+    ),
+    "fused relu with weight": (
+        lambda out: gpuact.fused(X, "relu", weight=0.5, out=out),
+        ValueError,
+        "weight: came, prelu alone takes one",
+    ),
+    "fused leaky slope an array": (
+        lambda out: gpuact.fused(X, "leaky_relu", negative_slope=X, out=out),
+        TypeError,
+        "negative_slope: ndarray came, allowed is a number",
+    ),
+    "fused integers": (
+        lambda out: gpuact.fused(X.astype(int), "prelu", weight=0.5, out=out),
+        TypeError,
+        "x: dtype int64 came, allowed are float16",
+    ),
+    "gate of another shape": (
+        lambda out: gpuact.fused(X, "relu", gate=X[0], out=out),
+        ValueError,
+        r"gate: shape \(3,\) came, x has \(2, 3\)",
+    ),
+    "residual of another shape": (
+        lambda out: gpuact.fused(X, "relu", residual=X[:1], out=out),
+        ValueError,
+        r"residual: shape \(1, 3\) came, x has \(2, 3\)",
+    ),
+    "gate complex": (
+        lambda out: gpuact.fused(X, "relu", gate=X + 1j, out=out),
+        TypeError,
+        "gate: dtype complex",
+    ),
+    "fused scale of another channel": (
+        lambda out: gpuact.fused(X, "relu", scale=np.ones(2), out=out),
+        ValueError,
+        r"scale: 2 elements came, axis 1 of x \(shape \(2, 3\)\)",
+    ),
+    "dropout a number": (
+        lambda out: gpuact.fused(X, "relu", dropout=0.5, out=out),
+        TypeError,
+        "dropout: float came, allowed is gpuact.Dropout",
+    ),
+    "dropout more than all": (
+        lambda out: gpuact.Dropout(1.5, 0),
+        ValueError,
+        "p: 1.5 came, allowed is a number from 0 to 1",
+    ),
+    "dropout NaN": (
+        lambda out: gpuact.Dropout(float("nan"), 0),
+        ValueError,
+        "p: nan came, allowed is a number from 0 to 1",
+    ),
+    "dropout p text": (lambda out: gpuact.Dropout("half", 0), TypeError, "p: str came"),
+    "dropout seed a float": (lambda out: gpuact.Dropout(0.5, 1.0), TypeError, "seed: float came"),
+    "dropout seed negative": (
+        lambda out: gpuact.Dropout(0.5, -1),
+        ValueError,
+        "seed: -1 came, allowed is an int from 0",
+    ),
+    "dropout offset too large": (
+        lambda out: gpuact.Dropout(0.5, 1, 2**64),
+        ValueError,
+        "offset: 18446744073709551616 came",
+    ),
+    "fused dy of another shape": (
+        lambda out: gpuact.fused_backward(X[0], X, "relu"),
+        ValueError,
+        r"dy: shape \(3,\) came, x has \(2, 3\)",
+    ),
     # parameters
     "scale None": (lambda out: gpuact.linear(X, None, out=out), TypeError, "scale: NoneType came"),
     "scale text": (lambda out: gpuact.linear(X, "2", out=out), TypeError, "scale: str came"),
@@ -191,17 +276,17 @@ CASES: dict[str, Case] = {
     "too many slopes": (
         lambda out: gpuact.prelu(X, np.ones(4), out=out),
         ValueError,
-        "weight: 4 slopes came, axis 1 of x .* has 3 channels",
+        "weight: 4 elements came, axis 1 of x .* has 3 channels",
     ),
     "slopes of another axis": (
         lambda out: gpuact.prelu(X, np.ones(2), out=out),
         ValueError,
-        "weight: 2 slopes came, axis 1",
+        "weight: 2 elements came, axis 1",
     ),
     "slopes of axis 0": (
         lambda out: gpuact.prelu(X, np.ones(3), channel_axis=0, out=out),
         ValueError,
-        "weight: 3 slopes came, axis 0",
+        "weight: 3 elements came, axis 0",
     ),
     "slopes that would widen": (
         lambda out: gpuact.prelu(X[:, :1], np.ones((2, 3)), out=out),
@@ -221,12 +306,12 @@ CASES: dict[str, Case] = {
     "no slopes": (
         lambda out: gpuact.prelu(X, np.ones(0), out=out),
         ValueError,
-        "weight: 0 slopes came",
+        "weight: 0 elements came",
     ),
     "slopes of the backward": (
         lambda out: gpuact.prelu_backward(X, X, np.ones(2)),
         ValueError,
-        "weight: 2 slopes came",
+        "weight: 2 elements came",
     ),
     "slopes complex": (
         lambda out: gpuact.prelu(X, np.ones(3, complex), out=out),
@@ -700,7 +785,7 @@ def test_every_public_function_is_in_the_table():
     kinds = {"elementwise": ("", "_backward", "_derivative"), "rows": ("", "_backward")}
     kinds["loss"] = ("", "_backward", "_with_grad")
     names = {f.name + end for f in FUNCTIONS.values() for end in kinds[f.kind]}
-    assert names | {"softmax_jacobian"} == set(FIRST)
+    assert names | {"softmax_jacobian", "fused", "fused_backward"} == set(FIRST)
 
 
 @pytest.mark.parametrize("name", [f.name for f in FUNCTIONS.values() if f.kind != "loss"])

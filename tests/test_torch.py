@@ -111,6 +111,44 @@ def test_gradcheck_sees_every_function(lib):
         torch.autograd.gradcheck(lambda x: gpuact.sigmoid(x) + x.detach() ** 2, (x,))
 
 
+FUSED_ACTIVATIONS = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
+# parameter → the shapes in which it is given
+FUSED_SHAPES = {
+    "scale": ((), (4,), (2, 4)),
+    "bias": ((), (4,), (2, 4)),
+    "weight": ((), (4,), (2, 4)),
+}
+
+
+@on_torch
+@pytest.mark.parametrize("drop", (None, gpuact.Dropout(0.4, seed=5)), ids=("whole", "dropout"))
+@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
+def test_gradcheck_of_fused(lib, activation, drop):
+    """By every floating argument, one at a time and all at once."""
+    learned = ["scale", "bias", *(["weight"] if activation == "prelu" else [])]
+    for shapes in zip(*(FUSED_SHAPES[name] for name in learned), strict=True):
+        names = ["x", *learned, "gate", "residual"]
+        sizes = [(2, 4), *shapes, (2, 4), (2, 4)]
+        values = [leaf(lib, size, seed) for seed, size in enumerate(sizes)]
+
+        def call(*args: Tensor, names: list[str] = names) -> Tensor:
+            x, *rest = args
+            options = dict(zip(names[1:], rest, strict=True))
+            return gpuact.fused(x, activation, dropout=drop, **options)
+
+        assert torch.autograd.gradcheck(call, values)
+        for k in range(len(values)):
+            given = [v.detach() for v in values]
+
+            def alone(v: Tensor, k: int = k, given: list[Tensor] = given) -> Tensor:
+                return call(*given[:k], v, *given[k + 1 :])
+
+            assert torch.autograd.gradcheck(alone, (values[k],))
+    if activation != "prelu":
+        bare = leaf(lib, (2, 4), 9)
+        assert torch.autograd.gradcheck(lambda x: gpuact.fused(x, activation, scale=-1.5), (bare,))
+
+
 # -- incoming gradients of any shape in memory ----------------------------------------------------
 
 
@@ -226,6 +264,7 @@ def test_no_graph_where_none_is_wanted(lib, mode):
             gpuact.sigmoid(x),
             gpuact.linear(x, weight, weight),
             gpuact.prelu(x, weight),
+            gpuact.fused(x, "prelu", weight=weight, gate=x),
             gpuact.softmax(x),
             gpuact.cross_entropy(x, target),
             *gpuact.cross_entropy_with_grad(x, target),
@@ -252,7 +291,7 @@ def test_a_gradient_is_accumulated_and_a_graph_used_twice(lib):
 
 @on_torch
 def test_a_stored_tensor_must_not_change_before_backward(lib):
-    """sigmoid's backward reads y, leaky_relu's x: overwriting them must be noticed."""
+    """sigmoid's backward reads y, leaky_relu's x if the slope is negative: changes are noticed."""
     x = leaf(lib, (2, 3))
     y = gpuact.sigmoid(x)
     with torch.no_grad():
@@ -260,7 +299,7 @@ def test_a_stored_tensor_must_not_change_before_backward(lib):
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
     moved = x * 1
-    y = gpuact.leaky_relu(moved)
+    y = gpuact.leaky_relu(moved, -0.5)
     with torch.no_grad():
         gpuact.relu(moved, out=moved)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -274,14 +313,37 @@ def test_a_stored_tensor_must_not_change_before_backward(lib):
         ("sigmoid", "y"),
         ("tanh", "y"),
         ("relu", "y"),
-        ("leaky_relu", "x"),
+        ("leaky_relu", "y"),
         ("prelu", "x"),
         ("softmax", "y"),
         ("log_softmax", "y"),
     ],
 )
 def test_forward_keeps_one_array_only(lib, name, kept):
-    x = leaf(lib, (4, 5))
+    y, stored = kept_by(
+        lambda x: getattr(gpuact, name)(*((x, 0.5) if name == "prelu" else (x,))),
+        x := leaf(lib, (4, 5)),
+    )
+    assert stored == [{"x": x, "y": y}[kept].data_ptr()]
+    assert FUNCTIONS[name].keeps.startswith(kept)
+
+
+@on_torch
+def test_forward_keeps_nothing_that_backward_does_not_read(lib):
+    x, scale = leaf(lib, (4, 5)), leaf(lib, (), 1)
+    expected: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]] = {
+        "numbers": (lambda x: gpuact.linear(x, 2.0, 1.0), []),
+        "scale given": (lambda x: gpuact.linear(x, scale.detach()), [scale]),
+        "scale learned": (lambda x: gpuact.linear(x, scale), [x, scale]),
+        "y would not tell": (lambda x: gpuact.leaky_relu(x, -0.5), [x]),
+        "no mask": (lambda x: gpuact.fused(x, "tanh", dropout=gpuact.Dropout(0.5, 1)), [x]),
+    }
+    for case, (function, tensors) in expected.items():
+        assert kept_by(function, x)[1] == [t.data_ptr() for t in tensors], case
+
+
+def kept_by(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, list[int]]:
+    """The result, and the addresses of the tensors that autograd keeps for it."""
     stored: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -289,9 +351,8 @@ def test_forward_keeps_one_array_only(lib, name, kept):
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = getattr(gpuact, name)(*((x, 0.5) if name == "prelu" else (x,)))
-    assert stored == [{"x": x, "y": y}[kept].data_ptr()]
-    assert FUNCTIONS[name].saved == (kept,)
+        y = function(x)
+    return y, stored
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -385,6 +446,7 @@ UNDERIVABLE: dict[str, Callable[[Tensor], Any]] = {
     **{f"{name}_backward": twice(f"{name}_backward") for name in PLAIN},
     **{f"{name}_derivative": public(f"{name}_derivative") for name in PLAIN},
     "linear_backward": lambda x: gpuact.linear_backward(x, x, 2.0, 0.0)[0],
+    "fused_backward": lambda x: gpuact.fused_backward(x, x, "tanh", scale=2.0)["scale"],
     "linear_derivative": lambda x: gpuact.linear_derivative(x, x),
     "tanh_backward": lambda x: gpuact.tanh_backward(x.detach(), x),
     "relu_backward": lambda x: gpuact.relu_backward(x, x.detach()),

@@ -7,10 +7,11 @@ on CPU tensors, without a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -79,15 +80,69 @@ def _name(dtype: dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def launch(
+@dataclass(slots=True)
+class Plan:
+    """A launch but for its arrays: what follows from a call's dtypes, layouts and alignment."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    constexprs: dict[str, Any]  # the kernel's last parameters, in order
+    warps: int
+    numbers: tuple[int, ...] = ()  # the parameters before them
+    device: int = -1
+    compiled: Any = None
+
+
+def launch(plan: Plan, args: tuple[Any, ...]) -> None:
+    """Every kernel starts here. args are the parameters before the constexprs, in order.
+
+    The first launch of a plan is Triton's own, which binds, specialises, compiles and gives the
+    compiled kernel back (its interpreter gives None back, and so goes this way always). The
+    launches that follow go straight to it, as `JITFunction.run` ends, the same in Triton 3.6 and
+    3.7: binding costs 6 to 13 µs, and would find nothing new for arguments that agree in all that
+    a plan is kept by.
+    """
+    compiled = plan.compiled
+    if compiled is None:
+        how = {**plan.constexprs, "num_warps": plan.warps, **OPTIONS}
+        plan.compiled = plan.kernel[plan.grid](*args, **how)
+        return
+    stream, runtime = _stream()(plan.device), _runtime()
+    args = (*args, *plan.constexprs.values())  # whose places count, though nothing is passed
+    enter, leave, metadata = runtime.launch_enter_hook, runtime.launch_exit_hook, None
+    if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+        metadata = compiled.launch_metadata(plan.grid, stream, *args)
+    else:
+        enter = leave = None  # empty chains of hooks
+    x, y, z = plan.grid
+    compiled.run(
+        x, y, z, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *args
+    )
+
+
+def _launch_once(
     kernel: Any,
     grid: tuple[int, ...],
     args: tuple[Any, ...],
     constexprs: dict[str, Any],
-    num_warps: int,
+    warps: int,
 ) -> None:
-    """Every kernel starts here. args are the parameters before the constexprs, in order."""
-    kernel[grid](*args, **constexprs, num_warps=num_warps, **OPTIONS)
+    launch(Plan(kernel, grid, constexprs, warps), args)
+
+
+@cache
+def _stream() -> Callable[[int], int]:
+    """The current stream of a device, where Triton's driver finds it too."""
+    import torch
+
+    return cast(Callable[[int], int], torch._C._cuda_getCurrentRawStream)
+
+
+@cache
+def _runtime() -> Any:
+    import triton
+
+    return triton.knobs.runtime
 
 
 def _contiguous(x: Tensor, empty: Empty) -> Tensor:
@@ -102,16 +157,64 @@ def _memory_order(x: Tensor) -> list[int] | None:
     return order if x.permute(order).is_contiguous() else None
 
 
-def _pattern(p: float | Tensor, order: list[int], shape: tuple[int, ...], empty: Empty) -> Any:
-    """A parameter as the kernel takes it: value, array, inner, count (see `parameter` there)."""
-    if not hasattr(p, "permute"):
-        return p, None, 1, 1
+# -- elementwise ----------------------------------------------------------------------------------
+
+_plans: dict[Any, Plan] = {}
+PLANS = 4096  # kept; a caller with more layouts than that begins anew
+
+
+def _keep(key: Any, plan: Plan) -> None:
+    if len(_plans) >= PLANS:
+        _plans.clear()
+    _plans[key] = plan
+
+
+def _seen(x: Any) -> Any:
+    """All of an argument that a plan depends on."""
+    if type(x) is float:
+        return None
+    return x.dtype, x.shape, x.stride(), x.data_ptr() % 16
+
+
+def _run(p: Tensor, order: list[int], shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """(inner, count): a parameter's entry at each offset is (offset // inner) % count.
+
+    None if its axes do not form one run, or it does not lie in this order.
+    """
     p = p.permute(order)
     wide = [axis for axis, length in enumerate(p.shape) if length != 1]
     first, last = (wide[0], wide[-1] + 1) if wide else (0, 0)
-    if p.shape[first:last] != shape[first:last]:  # not one run of axes: spell it out
-        p, last = p.expand(shape), len(shape)
-    return 0.0, _contiguous(p, empty), prod(shape[last:]), p.numel()
+    if p.shape[first:last] != shape[first:last] or not p.is_contiguous():
+        return None
+    return prod(shape[last:]), p.numel()
+
+
+def _kind(p: Tensor, inner: int, count: int, size: int, pack: int, head: int) -> str:
+    """How a kernel finds a parameter's entries: see `parameter` there."""
+    if count in (1, size):
+        return "element" if count == 1 else "full"
+    if inner * count >= NARROW:
+        return "far"
+    if head or inner % pack == 0:
+        return "any" if head else "pack"
+    beside = inner == 1 and count % pack == 0 and p.data_ptr() % 16 == 0
+    return "lanes" if beside else "any"
+
+
+def _packs(arrays: Sequence[Tensor]) -> tuple[int, int]:
+    """(pack, head): the largest packs that begin at an address of their size in all arrays, and how
+    many elements before the arrays the first of them begins."""
+    sizes = [x.element_size() for x in arrays]
+    pack = _kernels().elementwise.BYTES // min(sizes)
+    while pack > 1:
+        for head in range(pack):
+            if all(
+                (x.data_ptr() - head * size) % min(pack * size, 16) == 0
+                for x, size in zip(arrays, sizes, strict=True)
+            ):
+                return pack, head
+        pack //= 2
+    return 1, 0
 
 
 def elementwise(
@@ -122,31 +225,101 @@ def elementwise(
     empty: Empty,
 ) -> None:
     """out = formula(*arrays, *params), in the order in which out lies in memory."""
+    key = (formula, out.get_device(), *map(_seen, (out, *arrays, *params)))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _elementwise_plan(formula, arrays, params, out)
+        if plan is None:
+            _elementwise_of_copies(formula, arrays, params, out, empty)
+            return
+        _keep(key, plan)
+    p, q = (*params, 0.0, 0.0)[:2]
+    launch(
+        plan,
+        (
+            arrays[0],
+            arrays[1] if len(arrays) == 2 else None,
+            out,
+            *((p, None) if isinstance(p, float) else (0.0, p)),
+            *((q, None) if isinstance(q, float) else (0.0, q)),
+            *plan.numbers,
+        ),
+    )
+
+
+def _elementwise_plan(
+    formula: str, arrays: Sequence[Tensor], params: Sequence[float | Tensor], out: Tensor
+) -> Plan | None:
+    """None where an array does not lie in memory as out does."""
+    order = _memory_order(out)
+    if order is None or not all(x.permute(order).is_contiguous() for x in arrays):
+        return None
+    shape, size = tuple(out.shape[axis] for axis in order), out.numel()
+    runs = [(1, 1) if isinstance(p, float) else _run(p, order, shape) for p in params]
+    if None in runs:
+        return None
+    given = [(p, *run) for p, run in zip(params, runs, strict=True) if run is not None]
+    kernels = _kernels()
+    alike = [p for p, _, count in given if count == size != 1 and not isinstance(p, float)]
+    pack, head = _packs([*arrays, out, *alike])
+    block = kernels.elementwise.block(min(x.element_size() for x in (*arrays, out)))
+    kinds = [
+        "number" if isinstance(p, float) else _kind(p, inner, count, size, pack, head)
+        for p, inner, count in given
+    ]
+    places = [n for _, inner, count in given for n in (inner, count)]
+    return Plan(
+        kernels.elementwise.elementwise,
+        (-(-(head + size) // block), 1, 1),
+        {
+            "FORMULA": getattr(kernels.formulas, formula),
+            **dict(zip("PQ", (*kinds, None, None), strict=False)),
+            "INDEX": _index(size),
+            "DTYPE": _triton_dtype(_compute(*(array.dtype for array in arrays), out.dtype)),
+            "BLOCK": block,
+            "PACK": pack,
+        },
+        kernels.elementwise.WARPS,
+        (head, size, *(*places, 1, 1, 1, 1)[:4]),
+        out.get_device(),
+    )
+
+
+def _elementwise_of_copies(
+    formula: str,
+    arrays: Sequence[Tensor],
+    params: Sequence[float | Tensor],
+    out: Tensor,
+    empty: Empty,
+) -> None:
+    """Everything that does not lie as out does, out too if it is not dense, by way of a copy."""
     order = _memory_order(out)
     if order is None:
         dense = empty(tuple(out.shape), _name(out.dtype))
         elementwise(formula, arrays, params, dense, empty)
         out.copy_(dense)
         return
-    kernels = _kernels()
-    a, *rest = (_contiguous(array.permute(order), empty) for array in arrays)
     shape = tuple(out.shape[axis] for axis in order)
-    none = (0.0, None, 1, 1)
-    p, q = [*(_pattern(p, order, shape, empty) for p in params), none, none][:2]
-    block = kernels.elementwise.BLOCK
-    launch(
-        kernels.elementwise.elementwise,
-        (-(-out.numel() // block),),
-        (a, rest[0] if rest else None, out, *p, *q, out.numel()),
-        {
-            "INDEX": _triton_dtype("int32" if out.numel() <= NARROW - block else "int64"),
-            "FORMULA": getattr(kernels.formulas, formula),
-            "PARAMETERS": len(params),
-            "DTYPE": _triton_dtype(_compute(*(array.dtype for array in arrays), out.dtype)),
-            "BLOCK": block,
-        },
-        kernels.elementwise.WARPS,
+    elementwise(
+        formula,
+        [_contiguous(x.permute(order), empty) for x in arrays],
+        [p if isinstance(p, float) else _spelled(p, order, shape, empty) for p in params],
+        out.permute(order),
+        empty,
     )
+
+
+def _spelled(p: Tensor, order: list[int], shape: tuple[int, ...], empty: Empty) -> Tensor:
+    """A parameter in this order of axes, in memory that `_run` finds its entries in."""
+    p = p.permute(order)
+    wide = [axis for axis, length in enumerate(p.shape) if length != 1]
+    if wide and p.shape[wide[0] : wide[-1] + 1] != shape[wide[0] : wide[-1] + 1]:
+        p = p.expand(shape)
+    return _contiguous(p, empty)
+
+
+def _index(size: int) -> Any:
+    return _triton_dtype("int32" if size <= NARROW - 2**15 else "int64")
 
 
 def reduce(formula: str, arrays: Sequence[Tensor], out: Tensor, empty: Empty) -> None:
@@ -185,7 +358,7 @@ def _sum(formula: str, arrays: Sequence[Tensor], out: Tensor, inner: int, empty:
         formula: str, arrays: Sequence[Tensor], out: Tensor, summed: int, inner: int, chunk: int
     ) -> None:
         tile_kept, tile_summed = kernels.rows.sum_tile(summed, kept, inner)
-        launch(
+        _launch_once(
             kernels.rows.reduce,
             kernels.rows.grid(-(-summed // chunk), -(-kept // tile_kept)),
             (arrays[0], arrays[1] if arrays[1:] else None, out, summed, kept, inner, chunk),
@@ -225,7 +398,7 @@ def rows(formula: str, arrays: Sequence[Tensor], out: Tensor, empty: Empty) -> N
     """softmax, log_softmax or their backward, of rows along the middle axis of three."""
     extents, step, grid, tile, warps = _place(out)
     views = (*arrays, out)
-    launch(
+    _launch_once(
         getattr(_kernels().softmax, formula.removeprefix("log_")),
         grid,
         (*views, *extents, *(stride for view in views for stride in view.stride()[::step])),
@@ -276,7 +449,7 @@ def cross_entropy(
     extents, step, grid, tile, warps = _place(logits)
     more, kind = _loss_arguments(logits, target, None, None, step, ignore_index, label_smoothing)
     weight = None if weight is None else _contiguous(weight, empty)
-    launch(
+    _launch_once(
         _kernels().cross_entropy.cross_entropy,
         grid,
         (logits, target, weight, None, loss, lse, None, *extents, *more),
@@ -303,7 +476,7 @@ def cross_entropy_with_grad(
         logits, target, scale, dlogits, step, ignore_index, label_smoothing
     )
     weight = None if weight is None else _contiguous(weight, empty)
-    launch(
+    _launch_once(
         _kernels().cross_entropy.cross_entropy,
         grid,
         (logits, target, weight, scale, loss, None, dlogits, *extents, *more),
@@ -331,7 +504,7 @@ def cross_entropy_backward(
     )
     weight = None if weight is None else _contiguous(weight, empty)
     tile.pop("WHOLE")  # nothing of a row is needed twice
-    launch(
+    _launch_once(
         _kernels().cross_entropy.cross_entropy_backward,
         grid,
         (scale, logits, target, weight, lse, dlogits, *extents, *more),
@@ -350,8 +523,8 @@ def target_weight(
 ) -> None:
     """The weight of each row's class: 1 without weights, 0 where the row is ignored."""
     kernels = _kernels()
-    block = kernels.elementwise.BLOCK
-    launch(
+    block = kernels.elementwise.block(4)
+    _launch_once(
         kernels.cross_entropy.target_weight,
         (-(-out.numel() // block),),
         (
