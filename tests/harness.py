@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 
 from tests.bounds import DTYPES
 from tests.ptxrun import PTXModule
+from tests.ptxrun.stats import Stats
 from tests.truth import Array
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -78,6 +80,8 @@ class Launch:
     kernel: str
     dtypes: tuple[str, ...]
     ptx: Callable[[int], str]  # compute capability → what ptxas makes machine code of
+    arguments: Callable[[int], Sequence[Any]]  # likewise, → as run_ptx takes them
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Executor:
     negative_strides: bool = True
     options: dict[str, Any] = field(default_factory=lambda: {"racecheck": True})  # of run_ptx
     launches: list[Launch] = field(default_factory=list)
+    stats: list[Stats] = field(default_factory=list)  # of each launch, if the options ask for them
 
     @property
     def gpu(self) -> bool:
@@ -130,6 +135,11 @@ def _record(executor: Executor, launch: Launch) -> None:
     executor.launches.append(launch)
 
 
+def _counted(executor: Executor, stats: Stats | None) -> None:
+    if stats is not None:
+        executor.stats.append(stats)
+
+
 def _dtype_of(x: Any) -> str:
     return str(x.dtype).removeprefix("torch.")
 
@@ -149,48 +159,56 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
 
     from tests.ptxrun.tritonrun import compile_triton, describe, run_built
 
-    def launch(
-        kernel: Any,
-        grid: tuple[int, ...],
-        args: tuple[Any, ...],
-        constexprs: dict[str, Any],
-        num_warps: int,
-    ) -> None:
-        options = {"num_warps": num_warps, **executor.backend.OPTIONS}
+    def launch(plan: Any, args: tuple[Any, ...]) -> None:
+        kernel, constexprs = plan.kernel, plan.constexprs
+        options = {"num_warps": plan.warps, **executor.backend.OPTIONS}
         seen = [describe(a) for a in args]
 
         def ptx_for(capability: int) -> str:
             built = compile_triton(kernel, seen, constexprs, capability, **options)
             return str(built.compiled.asm["ptx"])
 
+        def arguments(capability: int) -> list[Any]:
+            built = compile_triton(kernel, seen, constexprs, capability, **options)
+            return [args[k] for k in built.passed]
+
         constants = [f.__name__ for f in constexprs.values() if isinstance(f, JITFunction)]
         name = " ".join([kernel.__name__, *constants])
         dtypes = tuple(_dtype_of(a) for a in args if hasattr(a, "dtype"))
-        _record(executor, Launch(name, dtypes, ptx_for))
+        threads = 32 * plan.warps * prod(plan.grid)
+        _record(executor, Launch(name, dtypes, ptx_for, arguments, threads))
         if run:
             built = compile_triton(kernel, args, constexprs, TARGET, **options)
             ptx, how = _changed(executor, built.compiled.asm["ptx"])
             module = built.module if ptx is built.compiled.asm["ptx"] else PTXModule(ptx)
-            run_built(built, module, grid, [args[k] for k in built.passed], **how)
+            passed = [args[k] for k in built.passed]
+            _counted(executor, run_built(built, module, plan.grid, passed, **how))
 
     return launch
 
 
 def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[..., None]]:
     from tests.ptxrun import run_ptx
-    from tests.ptxrun.cupyrun import elementwise_source, parsed, raw_source
+    from tests.ptxrun.cupyrun import Address, elementwise_source, parsed, raw_source
 
     def launch(source: Any, name: str, grid: Any, block: Any, arrays: tuple[Any, ...]) -> None:
         dtypes = tuple(_dtype_of(a) for a in arrays if isinstance(a, np.ndarray))
-        _record(executor, Launch(name, dtypes, source.ptx))
+        threads = int(np.prod(grid) * np.prod(block))
+        _record(executor, Launch(name, dtypes, source.ptx, lambda _: source.args, threads))
         if run:
             ptx, how = _changed(executor, source.ptx(TARGET))
-            run_ptx(parsed(ptx), name, grid, block, source.args, **how)
+            _counted(executor, run_ptx(parsed(ptx), name, grid, block, source.args, **how))
 
-    def launch_elementwise(kernel: Any, args: tuple[Any, ...], out: Array) -> None:
-        source = elementwise_source(kernel, args, [out])
+    def launch_elementwise(
+        kernel: Any, arrays: Any, numbers: tuple[float, ...], size: int | None
+    ) -> None:
+        if size is None:
+            source = elementwise_source(kernel, (*arrays[:-1], *numbers), arrays[-1:])
+        else:
+            source = elementwise_source(kernel, (*map(Address, arrays), *numbers), [], size)
         block = 128  # CuPy's
-        launch(source, kernel.name, max(1, -(-source.size // block)), block, (*args, out))
+        grid = max(1, -(-source.size // block))
+        launch(source, kernel.name, grid, block, tuple(arrays))
 
     def launch_raw(
         module: Any, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
@@ -198,7 +216,14 @@ def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[.
         given = [np.uint64(0) if a is None else a for a in args]  # as the backend spells None
         launch(raw_source(module, given), name, grid, block, args)
 
-    return {"launch_elementwise": launch_elementwise, "launch_raw": launch_raw}
+    def address(array: Array) -> int:
+        return int(array.ctypes.data)
+
+    return {
+        "address": address,
+        "launch_elementwise": launch_elementwise,
+        "launch_raw": launch_raw,
+    }
 
 
 # -- the executors --------------------------------------------------------------------------------

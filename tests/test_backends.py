@@ -763,9 +763,9 @@ def launched(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> list[tuple[
     """(grid, constexprs) of each launch from now on."""
     seen, launch = [], executor.backend.launch
 
-    def spy(kernel: Any, grid: Any, args: Any, constexprs: Any, num_warps: int) -> None:
-        seen.append((grid, constexprs))
-        launch(kernel, grid, args, constexprs, num_warps)
+    def spy(plan: Any, args: Any) -> None:
+        seen.append((plan.grid, plan.constexprs))
+        launch(plan, args)
 
     monkeypatch.setattr(executor.backend, "launch", spy)
     return seen
@@ -778,12 +778,14 @@ def test_offsets_of_64_bits(executor, launched, monkeypatch):
     full, channels = spread(rng, 2310, "float32").reshape(x.shape), x[:1, :, :1, :1].copy()
     for params in ([0.3, channels], [full, 0.75], [channels, full]):
         offsets = []
-        for narrow in (executor.backend.NARROW, 0):
+        for narrow, period in ((2**31, 2**31), (0, 2**31), (0, 0)):
             with monkeypatch.context() as patch:
                 patch.setattr(executor.backend, "NARROW", narrow)
+                patch.setattr(executor.backend, "PERIOD", period)
+                patch.setattr(executor.backend, "_plans", {})
                 run_elementwise(executor, "linear", [x], params, np.empty_like(x))
             offsets.append(str(launched[-1][1]["INDEX"]))
-        assert offsets == ["int32", "int64"]
+        assert offsets == ["int32", "int64", "int64"]
 
 
 @triton_only

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Empty = Callable[[tuple[int, ...], str], Tensor]
 
 NARROW = 2**31  # elements whose offsets fit into 32 bits: a 64-bit division is a subroutine
+PERIOD = 2**31  # entries times elements in a run of each, of a parameter, that do
 CAPABILITY = (8, 0)  # the oldest GPUs supported; bfloat16 arithmetic begins there
 # Every kernel is compiled with these. Left to itself, ptxas spills a register or two to fit one
 # block more; 255 is the most a thread can have, and 8 warps of them fit into a GPU's 65536.
@@ -193,12 +194,13 @@ def _kind(p: Tensor, inner: int, count: int, size: int, pack: int, head: int) ->
     """How a kernel finds a parameter's entries: see `parameter` there."""
     if count in (1, size):
         return "element" if count == 1 else "full"
-    if inner * count >= NARROW:
+    if inner * count >= PERIOD:
         return "far"
-    if head or inner % pack == 0:
-        return "any" if head else "pack"
-    beside = inner == 1 and count % pack == 0 and p.data_ptr() % 16 == 0
-    return "lanes" if beside else "any"
+    if head:
+        return "any"
+    if inner % pack == 0:
+        return "pack"
+    return "lanes" if inner == 1 and count % pack == p.data_ptr() % 16 == 0 else "any"
 
 
 def _packs(arrays: Sequence[Tensor]) -> tuple[int, int]:

@@ -1,58 +1,123 @@
-"""One kernel for every elementwise formula: arrays that lie alike in memory, run in its order."""
+"""One kernel for every elementwise formula: arrays that lie alike in memory, run in its order.
+
+A program's elements are a tile of packs, [BLOCK // PACK, PACK]: a pack is what a thread loads at
+once, 16 bytes where the arrays' addresses allow it. The first pack begins `head` elements before
+the arrays do, so that arrays that are misaligned alike are read from 16-byte boundaries all the
+same. Where they are not alike, PACK is what they have in common, and neighbouring threads still
+take neighbouring elements.
+"""
 
 import triton
 import triton.language as tl
 
 from .formulas import rounded
 
-BLOCK = 1024  # 4 warps with 8 elements a thread: one 16-byte access of a half type, two of float32
 WARPS = 4
+PACKS = 2  # a thread: at full occupancy of an SM, 64 KiB of loads on their way for each array
+BYTES = 16  # the widest access
+
+
+def block(itemsize: int) -> int:
+    """Elements a program takes, the narrowest array's items having this size."""
+    return 32 * WARPS * PACKS * BYTES // itemsize
 
 
 @triton.jit
-def parameter(p, array, offset, inner, count, mask, DTYPE: tl.constexpr):
-    """A formula's parameter at these offsets: one for all, or the entry of their channel."""
-    if array is None:
-        return tl.full((), p, DTYPE)
+def packs(first, BLOCK: tl.constexpr, PACK: tl.constexpr):
+    """The offsets at which packs begin, a column."""
+    return first + tl.arange(0, BLOCK // PACK)[:, None] * PACK
+
+
+@triton.jit
+def at(array, offset, PACK: tl.constexpr):
+    """Pointers to packs. Their alignment is said here: Triton would not see it through `head`."""
+    size: tl.constexpr = array.dtype.element_ty.primitive_bitwidth // 8
+    return tl.multiple_of(array + offset, [1, PACK * size if PACK * size < 16 else 16])
+
+
+@triton.jit
+def parameter(
+    p,
+    array,
+    inner,
+    count,
+    KIND: tl.constexpr,
+    first,
+    mask,
+    BLOCK: tl.constexpr,
+    PACK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """A formula's parameter for a tile: a number, or entries of an array.
+
+    KIND is "number"; "element", an array's only one; "full", an array like x; or entry
+    (offset // inner) % count: "pack" if all of a pack has the same (inner is a multiple of PACK),
+    "lanes" if a pack's entries are neighbours (inner is 1, count a multiple of PACK), else "any".
+    A division costs ten instructions in 32 bits and is a subroutine in 64: of an offset of 64
+    bits, only that of the tile is reduced by a period, unless a period itself is as "far".
+    """
+    if KIND == "number":
+        return tl.full((1, 1), p, DTYPE)
+    elif KIND == "element":
+        return tl.load(array).to(DTYPE)
     else:
-        return tl.load(array + (offset // inner) % count, mask=mask).to(DTYPE)
+        lane = tl.arange(0, PACK)[None, :]
+        if KIND == "full":
+            return tl.load(at(array, packs(first, BLOCK, PACK) + lane, PACK), mask=mask).to(DTYPE)
+        elif KIND == "far":
+            entry = (packs(first, BLOCK, PACK) + lane) // inner % count
+            return tl.load(array + entry, mask=mask).to(DTYPE)
+        else:
+            if first.dtype == tl.int64:
+                first = first % (inner.to(tl.int64) * count)
+            place = packs(first.to(tl.uint32), BLOCK, PACK)
+            inner = inner.to(tl.uint32)
+            count = count.to(tl.uint32)
+            if KIND == "pack":
+                entry = place // inner % count  # exists for every pack, be it behind the end
+                return tl.load(array + entry).to(DTYPE)
+            elif KIND == "lanes":
+                return tl.load(at(array, place % count + lane, PACK)).to(DTYPE)
+            else:
+                return tl.load(array + (place + lane) // inner % count).to(DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["head", "size", "p_inner", "p_count", "q_inner", "q_count"])
 def elementwise(
     a,
     b,  # None where the formula reads one array
     out,
     p: tl.float64,
-    p_array,  # None: p holds for every element; else entry (offset // p_inner) % p_count
-    p_inner,
-    p_count,
+    p_array,  # None for a number
     q: tl.float64,
     q_array,
+    head,
+    size,
+    p_inner,
+    p_count,
     q_inner,
     q_count,
-    size,
     FORMULA: tl.constexpr,
-    PARAMETERS: tl.constexpr,  # how many of p and q the formula takes
+    P: tl.constexpr,  # the kind of parameter, or None where the formula takes none
+    Q: tl.constexpr,
     INDEX: tl.constexpr,  # the type of offsets
     DTYPE: tl.constexpr,  # what it computes in
     BLOCK: tl.constexpr,
+    PACK: tl.constexpr,
 ):
-    start = tl.program_id(0).to(INDEX) * BLOCK
-    offset = start + tl.arange(0, BLOCK)
-    # A mask that no multiple of 16 bounds cuts every access down to one element: full blocks,
-    # all but the last, go without.
-    if start + BLOCK <= size:
+    first = tl.program_id(0).to(INDEX) * BLOCK - head
+    # A mask cuts accesses down to one element: all tiles but the first and the last go without.
+    if (first >= 0) & (first + BLOCK <= size):
         whole_or_masked(
-            a, b, out, offset, None,
+            a, b, out, first, None,
             p, p_array, p_inner, p_count, q, q_array, q_inner, q_count,
-            FORMULA, PARAMETERS, DTYPE,
+            FORMULA, P, Q, DTYPE, BLOCK, PACK,
         )  # fmt: skip
     else:
         whole_or_masked(
-            a, b, out, offset, offset < size,
+            a, b, out, first, size,
             p, p_array, p_inner, p_count, q, q_array, q_inner, q_count,
-            FORMULA, PARAMETERS, DTYPE,
+            FORMULA, P, Q, DTYPE, BLOCK, PACK,
         )  # fmt: skip
 
 
@@ -61,8 +126,8 @@ def whole_or_masked(
     a,
     b,
     out,
-    offset,
-    mask,
+    first,
+    size,  # None where all of the tile exists
     p,
     p_array,
     p_inner,
@@ -72,15 +137,26 @@ def whole_or_masked(
     q_inner,
     q_count,
     FORMULA: tl.constexpr,
-    PARAMETERS: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
     DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PACK: tl.constexpr,
 ):
-    """One block; mask is None where all of it exists."""
-    values = (tl.load(a + offset, mask=mask).to(DTYPE),)
+    offset = packs(first, BLOCK, PACK) + tl.arange(0, PACK)[None, :]
+    if size is None:
+        mask = None
+    else:
+        mask = (offset >= 0) & (offset < size)
+    values = (tl.load(at(a, offset, PACK), mask=mask).to(DTYPE),)
     if b is not None:
-        values = values + (tl.load(b + offset, mask=mask).to(DTYPE),)
-    if PARAMETERS >= 1:
-        values = values + (parameter(p, p_array, offset, p_inner, p_count, mask, DTYPE),)
-    if PARAMETERS == 2:
-        values = values + (parameter(q, q_array, offset, q_inner, q_count, mask, DTYPE),)
-    tl.store(out + offset, rounded(FORMULA(*values), out.dtype.element_ty), mask=mask)
+        values = values + (tl.load(at(b, offset, PACK), mask=mask).to(DTYPE),)
+    if P is not None:
+        p = parameter(p, p_array, p_inner, p_count, P, first, mask, BLOCK, PACK, DTYPE)
+        values = values + (p,)
+    if Q is not None:
+        q = parameter(q, q_array, q_inner, q_count, Q, first, mask, BLOCK, PACK, DTYPE)
+        values = values + (q,)
+    STORED: tl.constexpr = out.dtype.element_ty
+    y = FORMULA(*values, STORED)
+    tl.store(at(out, offset, PACK), rounded(y, STORED), mask=mask)

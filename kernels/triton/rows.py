@@ -147,7 +147,7 @@ def reduce(
         # What is not there reads as 0, and every formula that is summed makes 0 of zeros.
         x = tl.load(a + offset, mask=mask, other=0.0).to(DTYPE)
         if b is None:
-            lanes += FORMULA(x)
+            lanes += FORMULA(x, DTYPE)
         else:
-            lanes += FORMULA(x, tl.load(b + offset, mask=mask, other=0.0).to(DTYPE))
+            lanes += FORMULA(x, tl.load(b + offset, mask=mask, other=0.0).to(DTYPE), DTYPE)
     tl.store(out + part * kept + k, rounded(total(lanes), out.dtype.element_ty), mask=k < kept)
