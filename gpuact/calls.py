@@ -8,36 +8,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Mapping, Sequence
+from functools import cache
 from numbers import Real
+from types import ModuleType
 from typing import Any, cast
 
-from . import arguments, operations
+from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
 from .libraries import FLOATING, Library
 from .operations import Loss, Reduction
+from .routes import Route
 
 Array = Any
 Parameters = Mapping[str, Any]
 
 
+@cache
+def _autograd() -> ModuleType:
+    """Loaded with the first tensor that requires grad: torch is there then, and only then."""
+    from .torch import autograd
+
+    return autograd
+
+
 def _tracked(call: Call, *values: Any) -> bool:
     """Whether autograd must record this call."""
-    if call.library.name != "torch":
-        return False
-    grad_enabled: bool = call.library.xp.is_grad_enabled()
-    tensors = (v for v in values if v is not None and not isinstance(v, float))
-    return grad_enabled and any(t.requires_grad for t in tensors)
+    tracked = call.library.tracked
+    return any(tracked(v) for v in values if v is not None and not isinstance(v, float))
 
 
 def underived(call: Call, name: str, work: Any, *inputs: Any) -> Any:
     """Run what has no derivative of its own; autograd says so when one is asked for."""
     if not _tracked(call, *inputs):
         return work(*inputs)
-    from .torch import autograd
-
-    return autograd.underivable(name, work, *inputs)
+    return _autograd().underivable(name, work, *inputs)
 
 
 def _check_out(call: Call, out: Any, shape: Sequence[int], dtype: str, *inputs: Any) -> None:
@@ -89,20 +95,33 @@ def _pick(kernel: Pass, params: Parameters) -> tuple[Any, ...]:
     return tuple(params[name] for name in kernel.parameters)
 
 
+def _route(params: Parameters, *arrays: Any) -> Route | None:
+    """The short way for these arrays, if there is one: parameters are floats, none a subclass."""
+    for value in params.values():
+        if type(value) is not float:
+            return None
+    route = routes.find(arrays[-1])
+    return route if route is not None and route.fits(*arrays) else None
+
+
 def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
     function = FUNCTIONS[name]
+    if out is None and (route := _route(params, x)):
+        values = tuple(params.values())
+        if route.tracked(x):
+            return _autograd().plain(function, route, x, *values)
+        return route.run(function.forward, (x,), values)
     x = arguments.array("x", x)
     params = _given(function, params)
     call = _resolve({"x": x}, params)
+    routes.learn(call, x)
     x = arguments.activation_input("x", call.library, x, function.integers)
     values = _pick(function.forward, _parameters(call.library, x, params, channel_axis))
     _check_out(call, out, x.shape, call.library.dtype(x), x, *values)
     if _tracked(call, x, *values):
-        from .torch import autograd
-
-        return autograd.activation(function, call.backend, x, *values)
+        return _autograd().activation(function, call.backend, x, *values)
     return operations.elementwise(call, function.forward, (x,), values, out)
 
 
@@ -111,6 +130,8 @@ def derivative(
 ) -> Any:
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
+    if out is None and (route := _route(params, x)) and not route.tracked(x):
+        return route.run(slope, (x,), tuple(params[k] for k in slope.parameters))
     x = arguments.array("x", x)
     params = _given(function, params)
     call = _resolve({"x": x}, params)
@@ -136,6 +157,9 @@ def activation_backward(
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
     function = FUNCTIONS[name]
     ((what, kept),) = stored.items()
+    route = None if function.sums else _route(params, dy, kept)
+    if route is not None and not (route.tracked(dy) or route.tracked(kept)):
+        return (route.run(function.backward, (dy, kept), tuple(params.values())),)
     dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
     params = _given(function, params)
     call = _resolve({what: kept, "dy": dy}, params)
@@ -258,9 +282,7 @@ def fused(x: Any, activation: Any, out: Any, **options: Any) -> Any:
     inputs += [a for a in (given.gate, given.residual) if a is not None]
     _check_out(call, out, x.shape, call.library.dtype(x), *inputs)
     if _tracked(call, *inputs):
-        from .torch import autograd
-
-        return autograd.fused(
+        return _autograd().fused(
             call.backend, given.fusion, x, *given.params, given.gate, given.residual
         )
     return operations.fused(call, given.fusion, x, given.params, given.gate, given.residual, out)
@@ -303,9 +325,7 @@ def rows(name: str, x: Any, axis: Any, dtype: Any, out: Any) -> Any:
     axes = arguments.row_axes(axis, x.ndim)
     _check_out(call, out, x.shape, call.library.dtype(x), x)
     if _tracked(call, x):
-        from .torch import autograd
-
-        return autograd.rows(function, call.backend, x, axes)
+        return _autograd().rows(function, call.backend, x, axes)
     return operations.rows(call, function.forward, (x,), axes, out)
 
 
@@ -466,9 +486,7 @@ class LossCall:
 def cross_entropy(logits: Any, target: Any, return_lse: bool, **options: Any) -> Any:
     c = LossCall(logits, target, **options)
     if _tracked(c.call, c.logits, c.target):
-        from .torch import autograd
-
-        value, lse = autograd.cross_entropy(c.call.backend, c.loss, c.weight, c.logits, c.target)
+        value, lse = _autograd().cross_entropy(c.call.backend, c.loss, c.weight, c.logits, c.target)
     else:
         value, lse = operations.cross_entropy(c.call, c.logits, c.target, c.weight, c.loss)
     return (value, lse) if return_lse else value

@@ -1,7 +1,8 @@
 """Whose array is this, and so which backend runs it.
 
-The law: `using()` beats the environment variable GPUACT_BACKEND beats the array's home. Nothing
-moves between devices: an override that cannot take the array raises and names those that can.
+The law: `using()` beats the environment variable GPUACT_BACKEND (read when gpuact is imported)
+beats the array's home. Nothing moves between devices: an override that cannot take the array raises
+and names those that can.
 Importing this module imports NumPy alone; a backend is loaded when its first array comes.
 """
 
@@ -58,17 +59,25 @@ def using(backend: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+# Read once: asking the environment takes longer than anything else that a call asks.
+ENVIRONMENT = os.environ.get("GPUACT_BACKEND", "")
+
+
+def chosen() -> str:
+    """The backend asked for, or ""."""
+    return _chosen.get() or ENVIRONMENT
+
+
 def _override() -> tuple[str, str] | None:
     """The backend asked for and by whom."""
-    chosen = _chosen.get()
-    if chosen is not None:
-        return chosen, f'using("{chosen}")'
-    chosen = os.environ.get("GPUACT_BACKEND")
-    if not chosen:
+    asked = _chosen.get()
+    if asked is not None:
+        return asked, f'using("{asked}")'
+    if not ENVIRONMENT:
         return None
-    if chosen not in BACKENDS:
-        raise ValueError(f"GPUACT_BACKEND: {chosen!r} came, allowed are {', '.join(BACKENDS)}")
-    return chosen, f"GPUACT_BACKEND={chosen}"
+    if ENVIRONMENT not in BACKENDS:
+        raise ValueError(f"GPUACT_BACKEND: {ENVIRONMENT!r} came, allowed are {', '.join(BACKENDS)}")
+    return ENVIRONMENT, f"GPUACT_BACKEND={ENVIRONMENT}"
 
 
 def _interpreting() -> bool:

@@ -132,6 +132,24 @@ class Library:
         """Make x's device and the caller's stream current for the backend."""
         return nullcontext()
 
+    def tracked(self, x: Any) -> bool:
+        """Whether autograd must record what is done with x."""
+        return False
+
+    # What a route needs (see routes.py): quick answers, of the library's own arrays only.
+
+    def own(self, x: Any, backend: str) -> bool:
+        """Whether arrays of x's type and dtype are the backend's own as they stand."""
+        return type(x) is self.xp.ndarray and backend == self.name and bool(x.dtype.isnative)
+
+    def plain(self, x: Any) -> bool:
+        """Whether `native` and `on` would do nothing for x."""
+        return True
+
+    def alike(self, x: Any) -> Any:
+        """`empty_like` of x's own dtype."""
+        return np.empty_like(x)
+
 
 class CuPy(Library):
     name = "cupy"
@@ -187,6 +205,12 @@ class CuPy(Library):
     def divide(self, a: Any, b: Any) -> Any:
         return self._made(a, super().divide, a, b)
 
+    def alike(self, x: Any) -> Any:
+        return self._made(x, self.xp.empty_like, x)
+
+    def plain(self, x: Any) -> bool:
+        return bool(x.device.id == self.xp.cuda.runtime.getDevice())
+
     def copy(self, destination: Any, source: Any) -> None:
         with destination.device:
             super().copy(destination, source)
@@ -221,6 +245,8 @@ class Torch(Library):
         import torch
 
         self.xp = torch
+        self._strided, self._empty_like = torch.strided, torch.empty_like
+        self._current_device = torch.cuda.current_device
 
     def home(self, x: Any) -> str:
         return {"cpu": "PyTorch on the CPU", "cuda": "PyTorch on CUDA"}.get(
@@ -273,6 +299,20 @@ class Torch(Library):
 
     def divide(self, a: Any, b: Any) -> Any:
         return a / b
+
+    def tracked(self, x: Any) -> bool:
+        return bool(x.requires_grad and self.xp.is_grad_enabled())
+
+    def own(self, x: Any, backend: str) -> bool:
+        return type(x) in (self.xp.Tensor, self.xp.nn.Parameter) and backend == "triton"
+
+    def plain(self, x: Any) -> bool:
+        if x.is_neg() or x.layout is not self._strided:
+            return False
+        return not x.is_cuda or x.get_device() == self._current_device()
+
+    def alike(self, x: Any) -> Any:
+        return self._empty_like(x)
 
     def native(self, x: Any, backend: str) -> Any:
         x = x.detach().resolve_neg()

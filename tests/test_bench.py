@@ -333,7 +333,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.run.ON_CPU", providers.ON_CPU[:3])
     goals = tuple(replace(goal, case=small(goal.case)) for goal in cases.GOALS)
     monkeypatch.setattr("bench.suite.GOALS", goals)
-    monkeypatch.setenv("GPUACT_BACKEND", "numpy")
+    monkeypatch.setattr("gpuact.dispatch.ENVIRONMENT", "numpy")
 
 
 @pytest.mark.usefixtures("quick")

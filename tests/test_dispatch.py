@@ -32,7 +32,7 @@ X = np.array([-1.0, 2.0], np.float32)
 
 @pytest.fixture(autouse=True)
 def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GPUACT_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "ENVIRONMENT", "")
 
 
 def runs(x: Any = X) -> str:
@@ -156,29 +156,29 @@ def test_an_unknown_backend(name):
 
 
 def test_the_environment_overrides_the_array(monkeypatch):
-    monkeypatch.setenv("GPUACT_BACKEND", "numpy")
+    monkeypatch.setattr(dispatch, "ENVIRONMENT", "numpy")
     assert runs() == "numpy"
     for backend in ("cupy", "triton"):
-        monkeypatch.setenv("GPUACT_BACKEND", backend)
+        monkeypatch.setattr(dispatch, "ENVIRONMENT", backend)
         with pytest.raises(TypeError, match=f"^GPUACT_BACKEND={backend} cannot take .*numpy can"):
             gpuact.softmax(X)
-    monkeypatch.setenv("GPUACT_BACKEND", "")
+    monkeypatch.setattr(dispatch, "ENVIRONMENT", "")
     assert runs() == "numpy"
 
 
 def test_using_beats_the_environment(monkeypatch):
-    monkeypatch.setenv("GPUACT_BACKEND", "cupy")
+    monkeypatch.setattr(dispatch, "ENVIRONMENT", "cupy")
     with gpuact.using("numpy"):
         assert runs() == "numpy"
         assert gpuact.relu(X).tolist() == [0.0, 2.0]
     assert "GPUACT_BACKEND=cupy" in runs()
-    monkeypatch.setenv("GPUACT_BACKEND", "numpy")
+    monkeypatch.setattr(dispatch, "ENVIRONMENT", "numpy")
     with gpuact.using("triton"):
         assert "triton" in runs()
 
 
 def test_an_unknown_backend_in_the_environment(monkeypatch):
-    monkeypatch.setenv("GPUACT_BACKEND", "cuda")
+    monkeypatch.setattr(dispatch, "ENVIRONMENT", "cuda")
     allowed = "^GPUACT_BACKEND: 'cuda' came, allowed are numpy, cupy, triton$"
     with pytest.raises(ValueError, match=allowed):
         gpuact.relu(X)
@@ -393,11 +393,13 @@ def test_another_librarys_backend_works_on_the_callers_stream(lib, stream):
 def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
     """Forward, backward and derivative; of rows both; of a loss both, and both at once."""
     ran: list[str] = []
-    for name in ("elementwise", "reduce", "rows", "cross_entropy", "cross_entropy_with_grad"):
+    whole = ("cross_entropy", "cross_entropy_with_grad")
+    for name in ("elementwise", "fused_backward", "rows", *whole):
         work = getattr(lib.executor.backend, name)
 
         def spy(*args: Any, name: str = name, work: Any = work, **options: Any) -> None:
-            ran.append(args[0] if name in ("elementwise", "reduce", "rows") else name)
+            what = name if name in whole else args[0]
+            ran.append(f"{what.activation}_backward" if name == "fused_backward" else what)
             work(*args, **options)
 
         monkeypatch.setattr(lib.executor.backend, name, spy)
@@ -405,14 +407,15 @@ def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
     each = {"elementwise": 3, "rows": 2, "loss": 3}
     calls = sum(each[f.kind] for f in FUNCTIONS.values())
     assert gpuact.warmup([(2, 3)], ["float32"], like=like) == calls
-    kernels = [p for f in FUNCTIONS.values() if f.kind != "loss" for p in passes(f)]
-    assert {p.formula for p in kernels} | {"cross_entropy", "cross_entropy_with_grad"} <= set(ran)
+    kernels = {p.formula for f in FUNCTIONS.values() if f.kind != "loss" for p in passes(f)}
+    assert kernels | {"linear_backward", "prelu_backward"} | set(whole) <= set(ran)
     assert gpuact.warmup([(2, 3), (4,)], ["float32", "float16"], ["relu"], like=like) == 4 * 3
     assert gpuact.warmup([], like=like) == 0
 
 
 def passes(function: Function) -> list[Pass]:
-    own = [function.forward, function.backward, function.slope, *function.sums.values()]
+    """What `elementwise` or `rows` is asked for; backward with sums is `fused_backward`."""
+    own = [function.forward, function.slope, *([] if function.sums else [function.backward])]
     return [p for p in own if p is not None]
 
 

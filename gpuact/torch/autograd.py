@@ -18,6 +18,7 @@ from ..dispatch import Call
 from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss
+from ..routes import Route
 
 Tensor = torch.Tensor
 
@@ -72,6 +73,42 @@ class _Activation(torch.autograd.Function):
 
 def activation(function: Function, backend: str, x: Tensor, *params: Tensor | float) -> Tensor:
     return cast(Tensor, _Activation.apply(function, backend, x, *params))  # type: ignore[no-untyped-call]
+
+
+class _Plain(torch.autograd.Function):
+    """`_Activation` on a route: nothing is learned but x."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Function, route: Route, x: Tensor, *params: float) -> Tensor:
+        y = route.run(function.forward, (x,), params)
+        keep = function.keep(dict(zip(function.forward.parameters, params, strict=True)), ())
+        ctx.save_for_backward({"x": x, "y": y, None: None}[keep])
+        ctx.function, ctx.route, ctx.params = function, route, params
+        return cast(Tensor, y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        kernel, route, (kept,) = ctx.function.backward, ctx.route, ctx.saved_tensors
+        values = dict(zip(ctx.function.forward.parameters, ctx.params, strict=True))
+        params = tuple([values[name] for name in kernel.parameters])
+
+        def work(dy: Tensor, kept: Tensor) -> Tensor:
+            arrays = (dy, kept)[: len(kernel.reads)]
+            if route.fits(*arrays):
+                return cast(Tensor, route.run(kernel, arrays, params))
+            call = _call(route.call.backend, dy)
+            return cast(Tensor, operations.elementwise(call, kernel, arrays, params))
+
+        if torch.is_grad_enabled():
+            dx = calls.underived(route.call, f"{ctx.function.name}_backward", work, dy, kept)
+        else:
+            dx = work(dy, kept)
+        return (None, None, dx, *(None for _ in ctx.params))
+
+
+def plain(function: Function, route: Route, x: Tensor, *params: float) -> Tensor:
+    """An activation whose parameters are numbers, of a tensor that fits the route."""
+    return cast(Tensor, _Plain.apply(function, route, x, *params))  # type: ignore[no-untyped-call]
 
 
 class _Fused(torch.autograd.Function):
