@@ -57,9 +57,21 @@ def _brief(error: Exception) -> str:
     return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
-def launch_elementwise(kernel: Any, args: tuple[Array | float, ...], out: Array) -> None:
-    """The one place that launches an ElementwiseKernel, on the current device and stream."""
-    kernel(*args, out)
+def address(array: Array) -> int:
+    return int(array.data.ptr)
+
+
+def launch_elementwise(
+    kernel: Any, arrays: Sequence[Array], numbers: Sequence[float], size: int | None
+) -> None:
+    """The one place that launches an ElementwiseKernel, on the current device and stream.
+
+    The last array is the result. With a size, the number of threads, the kernel takes addresses.
+    """
+    if size is None:
+        kernel(*arrays[:-1], *numbers, arrays[-1])
+    else:
+        kernel(*[array.data.ptr for array in arrays], *numbers, size=size)
 
 
 @cache
@@ -75,13 +87,60 @@ def launch_raw(
     _function(module, name)(grid, block, arguments)
 
 
+def _spec(x: Array | float | None) -> Any:
+    """All that a launch depends on, in a form that can be looked up."""
+    if x is None or isinstance(x, float):
+        return type(x)
+    return x.dtype, x.shape, x.strides, address(x) & 15
+
+
 def elementwise(
     formula: str, arrays: Sequence[Array], params: Sequence[Array | float], out: Array, empty: Empty
 ) -> None:
-    from ..kernels.cupy.elementwise import kernel
+    from ..kernels.cupy.elementwise import plan
 
-    scalars = tuple(isinstance(param, float) for param in params)
-    launch_elementwise(kernel(formula, len(arrays), scalars), (*arrays, *params), out)
+    _run(plan, formula, None, (*arrays, *params), out)
+
+
+def fused(
+    fusion: Any,
+    x: Array,
+    params: Sequence[Array | float | None],
+    gate: Array | None,
+    residual: Array | None,
+    out: Array,
+    empty: Empty,
+) -> None:
+    from ..kernels.cupy.elementwise import plan
+
+    dropout = fusion.dropout
+    numbers = () if dropout is None else _dropout_numbers(dropout)
+    operands = (x, *params, gate, residual)
+    _run(plan, fusion.forward or "identity", dropout is not None, operands, out, numbers)
+
+
+def _dropout_numbers(dropout: Any) -> tuple[float, ...]:
+    """The generator's key and counter in halves of 32 bits, what drops, what others gain."""
+    halves = (n >> shift & 0xFFFFFFFF for n in (dropout.seed, dropout.offset) for shift in (0, 32))
+    return *halves, dropout.last, dropout.scale
+
+
+def _run(
+    plan: Any,
+    formula: str,
+    dropout: bool | None,
+    operands: Sequence[Array | float | None],
+    out: Array,
+    numbers: tuple[float, ...] = (),
+) -> None:
+    kernel, more, size = plan(formula, dropout, *[_spec(x) for x in operands], _spec(out))
+    arrays, floats = [], []
+    for x in operands:
+        if isinstance(x, float):
+            floats.append(x)
+        elif x is not None:
+            arrays.append(x)
+    launch_elementwise(kernel, [*arrays, out], (*floats, *numbers, *more), size)
 
 
 def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:

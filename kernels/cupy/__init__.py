@@ -18,8 +18,14 @@ C_TYPES = {
     "bfloat16": ("__nv_bfloat16", "#include <cuda_bf16.h>\n"),
     "float32": ("float", ""),
     "float64": ("double", ""),
+    "int8": ("signed char", ""),
+    "int16": ("short", ""),
     "int32": ("int", ""),
     "int64": ("long long", ""),
+    "uint8": ("unsigned char", ""),
+    "uint16": ("unsigned short", ""),
+    "uint32": ("unsigned", ""),
+    "uint64": ("unsigned long long", ""),
 }
 
 # What launch_raw takes: module, kernel, grid, block, arguments
@@ -38,9 +44,13 @@ def compute_name(*dtypes: str) -> str:
 
 def raw_module(types: Mapping[str, str], *texts: str) -> Any:
     """A module of extern "C" kernels whose types are named by typedef: no mangled names."""
+    return cupy.RawModule(code="".join([typedefs(types), *texts]), options=("-std=c++17",))
+
+
+def typedefs(types: Mapping[str, str]) -> str:
+    """C++ that gives these names to dtypes."""
     includes = dict.fromkeys(C_TYPES[dtype][1] for dtype in types.values())
-    typedefs = (f"typedef {C_TYPES[dtype][0]} {name};\n" for name, dtype in types.items())
-    return cupy.RawModule(code="".join([*includes, *typedefs, *texts]), options=("-std=c++17",))
+    return "".join([*includes, *(f"typedef {C_TYPES[t][0]} {n};\n" for n, t in types.items())])
 
 
 def element_strides(array: Any) -> tuple[int, ...]:

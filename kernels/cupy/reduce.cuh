@@ -45,7 +45,7 @@ sum_terms(const A* a, long long a0, long long a1, long long a2,
     long long o = i / inner, p = i % inner;  // and then advance by addition: divisions are dear
     const long long o_step = blockDim.y / inner, p_step = blockDim.y % inner;
     for (; i < end; i += blockDim.y) {
-      mine.add(term(TERM<C>, a + o * a0 + k * a1 + p * a2, b + o * b0 + k * b1 + p * b2));
+      mine.add(term(TERM<C, C>, a + o * a0 + k * a1 + p * a2, b + o * b0 + k * b1 + p * b2));
       o += o_step;
       p += p_step;
       if (p >= inner) {

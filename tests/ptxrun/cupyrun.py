@@ -110,6 +110,13 @@ def raw(
     return run_ptx(parsed(source.ptx(arch)), name, grid, block, source.args, shared_mem, **run)
 
 
+@dataclass(frozen=True)
+class Address:
+    """An array that a kernel takes as a number."""
+
+    array: np.ndarray
+
+
 def _describe(values: Sequence[Any], types: Sequence[Any]) -> Any:
     """CuPy's description of the arguments, and the arguments as structs."""
     import cupy
@@ -126,7 +133,7 @@ def _describe(values: Sequence[Any], types: Sequence[Any]) -> Any:
             args.append(carray(x))
         else:
             infos.append(_kernel._ArgInfo(_SCALAR, _scalar.CScalar, np.dtype(t), 0, True, True))
-            args.append(np.dtype(t).type(x))
+            args.append(x.array if isinstance(x, Address) else np.dtype(t).type(x))
     return infos, args
 
 

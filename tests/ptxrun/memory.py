@@ -47,10 +47,21 @@ def cindexer(shape: Sequence[int]) -> Struct:
 
 
 class Allocation:
-    def __init__(self, name: str, base: int, size: int, data: np.ndarray, writable: bool = True):
+    """Memory from address `base` on, in `data` from byte `lead` on: so that what is aligned on the
+    device is aligned in `data` too, and can be viewed in any type."""
+
+    def __init__(
+        self,
+        name: str,
+        base: int,
+        size: int,
+        data: np.ndarray,
+        writable: bool = True,
+        lead: int = 0,
+    ):
         self.name, self.base, self.size, self.writable = name, base, size, writable
         self.dirty = False
-        self.bytes = data
+        self.bytes, self.lead = data, lead
         self.views: dict[np.dtype[Any], np.ndarray] = {}
 
     def view(self, dt: np.dtype[Any]) -> np.ndarray:
@@ -96,7 +107,7 @@ class GlobalMemory:
         self._host: list[tuple[int, int, Allocation, Any]] = []
 
     def allocate(self, name: str, size: int, phase: int = 0, writable: bool = True) -> Allocation:
-        a = Allocation(name, self._next + phase, size, padded(size), writable)
+        a = Allocation(name, self._next + phase, size, padded(phase + size), writable, phase)
         self._next += (-(-size // 4096) + 256) * 4096
         self.allocations.append(a)
         self.bases = np.append(self.bases, np.uint64(a.base))
@@ -114,7 +125,7 @@ class GlobalMemory:
                 keep.append(x)
             a = self.allocate(name, hi - lo, phase, writable)
             host = np.ctypeslib.as_array((ctypes.c_uint8 * (hi - lo)).from_address(lo))
-            a.bytes[: hi - lo] = host
+            a.bytes[a.lead : a.lead + hi - lo] = host
             self._host.append((lo, hi, a, (host, keep)))
 
     def address(self, x: Any) -> int:
@@ -126,7 +137,7 @@ class GlobalMemory:
     def write_back(self) -> None:
         for lo, hi, a, (host, _) in self._host:
             if a.dirty:
-                host[:] = a.bytes[: hi - lo]
+                host[:] = a.bytes[a.lead : a.lead + hi - lo]
 
     def fault(self, s: Batch, a: Any, lanes: Any, nbytes: int, kind: str) -> PTXError:
         for addr, lane in zip(a.tolist(), lanes.tolist(), strict=True):
@@ -164,7 +175,7 @@ class GlobalMemory:
                 if not al.writable:
                     raise PTXError(f"{kind} to {al.name}, a read-only array")
         return [
-            (k, al, ((a if k is None else a[k]) - np.uint64(al.base)).astype(np.int64))
+            (k, al, ((a if k is None else a[k]) - np.uint64(al.base - al.lead)).astype(np.int64))
             for k, al in found
         ]
 

@@ -52,6 +52,7 @@ class Stats:
                   those requests, widths ({bytes per thread: accesses}), footprint (distinct sectors
                   of the launch, in bytes)
     arrays        {argument: {"load_bytes", "load_sectors", "store_bytes", "store_sectors"}}
+    widths        {(argument, "load" or "store"): {bytes per thread: accesses}}
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,7 @@ class Stats:
         self.arrays: dict[str, Counter[str]] = {}
         self.load_widths: Counter[int] = Counter()
         self.store_widths: Counter[int] = Counter()
+        self.widths: dict[tuple[str, str], Counter[int]] = {}
         self._sums: Counter[str] = Counter()
         self._seen: dict[tuple[str, str], np.ndarray] = {}
 
@@ -80,10 +82,11 @@ class Stats:
         for what in ("load", "store") if kind == "atomic" else (kind,):
             (self.load_widths if what == "load" else self.store_widths)[nbytes] += len(lanes)
             # an aligned access lies in one sector; sort each warp's to count the distinct ones
-            sector = (index + a.base % 256) // SECTOR
+            sector = (index + (a.base - a.lead) % 256) // SECTOR
             key = np.sort((lanes // 32).astype(np.int64) << 40 | sector)
             sectors = 1 + int(np.count_nonzero(np.diff(key)))
             self._sums[f"{what}_requests"] += 1 + int(np.count_nonzero(np.diff(key >> 40)))
+            self.widths.setdefault((a.name, what), Counter())[nbytes] += len(lanes)
             per = self.arrays.setdefault(a.name, Counter())
             for c, prefix in ((self._sums, what), (per, what)):
                 c[f"{prefix}_bytes"] += len(lanes) * nbytes
@@ -100,6 +103,11 @@ class Stats:
         if what in ("load", "store") and item == "footprint":
             return SECTOR * sum(int(v.sum()) for (_, w), v in self._seen.items() if w == what)
         raise AttributeError(name)
+
+    def footprint(self, array: str, what: str = "load") -> int:
+        """Distinct sectors that the launch touches of one argument, in bytes."""
+        seen = self._seen.get((array, what))
+        return 0 if seen is None else SECTOR * int(seen.sum())
 
     def efficiency(self, what: str = "load") -> float:
         """Requested bytes over bytes of the sectors touched: 1.0 is fully coalesced."""
