@@ -92,3 +92,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             counts = Counter(names)
             each = (f"{name} ({n})" if n > 1 else name for name, n in sorted(counts.items()))
             terminalreporter.line(f"{where}: {len(names)}: {', '.join(each)}")
+    _print_tables(terminalreporter)
+
+
+def _print_tables(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests recorded as `table`: the table's title, its columns, and a row."""
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for report in (r for of in ("passed", "failed") for r in terminalreporter.stats.get(of, [])):
+        for key, value in report.user_properties:
+            if key == "table":
+                title, columns, row = value
+                tables.setdefault(title, [tuple(columns)]).append(tuple(row))
+    for title, (columns, *rows) in sorted(tables.items()):
+        terminalreporter.section(title)
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for row in (columns, *sorted(rows)):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            terminalreporter.line("  ".join(cells).rstrip())

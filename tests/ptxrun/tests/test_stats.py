@@ -54,6 +54,7 @@ def test_coalesced_copy(m, x):
 def test_packs(m, x):
     s = run_ptx(m, "copy4", 8, 256, [x, x.copy(), 2048], stats=True)
     assert s.load_widths == {16: 2048} and s.efficiency() == 1.0
+    assert s.widths == {("arg0", "load"): {16: 2048}, ("arg1", "store"): {16: 2048}}
     assert s.per_element(8192)["global_load"] == 0.25
 
 
@@ -72,6 +73,8 @@ def test_offset_costs_a_sector_per_warp(m, x):
 def test_second_read_is_seen(m, x):
     s = run_ptx(m, "twice", 32, 256, [x, x.copy(), 8192], stats=True)
     assert s.load_bytes == 2 * x.nbytes and s.load_footprint == x.nbytes
+    assert s.footprint("arg0", "load") == s.footprint("arg1", "store") == x.nbytes
+    assert s.footprint("arg0", "store") == 0
 
 
 def test_tail_counts_active_threads_only(m, x):
