@@ -53,7 +53,6 @@ class Stats:
                   of the launch, in bytes)
     arrays        {argument: {"load_bytes", "load_sectors", "store_bytes", "store_sectors"}}
     widths        {(argument, "load" or "store"): {bytes per thread: accesses}}
-    widths        {(argument, "load" or "store"): {bytes per thread: accesses}}
     """
 
     def __init__(self) -> None:
@@ -63,7 +62,6 @@ class Stats:
         self.arrays: dict[str, Counter[str]] = {}
         self.load_widths: Counter[int] = Counter()
         self.store_widths: Counter[int] = Counter()
-        self.widths: dict[tuple[str, str], Counter[int]] = {}
         self.widths: dict[tuple[str, str], Counter[int]] = {}
         self._sums: Counter[str] = Counter()
         self._seen: dict[tuple[str, str], np.ndarray] = {}
@@ -89,7 +87,6 @@ class Stats:
             sectors = 1 + int(np.count_nonzero(np.diff(key)))
             self._sums[f"{what}_requests"] += 1 + int(np.count_nonzero(np.diff(key >> 40)))
             self.widths.setdefault((a.name, what), Counter())[nbytes] += len(lanes)
-            self.widths.setdefault((a.name, what), Counter())[nbytes] += len(lanes)
             per = self.arrays.setdefault(a.name, Counter())
             for c, prefix in ((self._sums, what), (per, what)):
                 c[f"{prefix}_bytes"] += len(lanes) * nbytes
@@ -106,11 +103,6 @@ class Stats:
         if what in ("load", "store") and item == "footprint":
             return SECTOR * sum(int(v.sum()) for (_, w), v in self._seen.items() if w == what)
         raise AttributeError(name)
-
-    def footprint(self, array: str, what: str = "load") -> int:
-        """Distinct sectors that the launch touches of one argument, in bytes."""
-        seen = self._seen.get((array, what))
-        return 0 if seen is None else SECTOR * int(seen.sum())
 
     def footprint(self, array: str, what: str = "load") -> int:
         """Distinct sectors that the launch touches of one argument, in bytes."""
