@@ -338,17 +338,17 @@ def fused(
     array([1., 6.])
     """
     result: A = calls.fused(
-        x,
         activation,
-        out,
-        negative_slope=negative_slope,
-        weight=weight,
+        dropout,
+        channel_axis,
+        x=x,
         scale=scale,
         bias=bias,
+        weight=weight,
+        negative_slope=negative_slope,
         gate=gate,
         residual=residual,
-        dropout=dropout,
-        channel_axis=channel_axis,
+        out=out,
     )
     return result
 
@@ -382,17 +382,17 @@ def fused_backward(
     (array([ 0., 40.]), array(40.))
     """
     result: dict[str, A] = calls.fused_backward(
-        dy,
-        x,
         activation,
-        negative_slope=negative_slope,
-        weight=weight,
+        dropout,
+        channel_axis,
+        x=x,
         scale=scale,
         bias=bias,
+        weight=weight,
+        negative_slope=negative_slope,
         gate=gate,
         residual=residual,
-        dropout=dropout,
-        channel_axis=channel_axis,
+        dy=dy,
     )
     return result
 

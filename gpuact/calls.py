@@ -19,7 +19,6 @@ from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
 from .libraries import FLOATING, Library
 from .operations import Loss, Reduction
-from .routes import Route
 
 Array = Any
 Parameters = Mapping[str, Any]
@@ -35,8 +34,13 @@ def _autograd() -> ModuleType:
 
 def _tracked(call: Call, *values: Any) -> bool:
     """Whether autograd must record this call."""
-    tracked = call.library.tracked
-    return any(tracked(v) for v in values if v is not None and not isinstance(v, float))
+    library = call.library
+    if not library.tracks:
+        return False
+    for value in values:
+        if value is not None and not isinstance(value, float) and library.tracked(value):
+            return True
+    return False
 
 
 def underived(call: Call, name: str, work: Any, *inputs: Any) -> Any:
@@ -47,10 +51,9 @@ def underived(call: Call, name: str, work: Any, *inputs: Any) -> Any:
 
 
 def _check_out(call: Call, out: Any, shape: Sequence[int], dtype: str, *inputs: Any) -> None:
-    if out is None:
-        return
-    arguments.output(call.library, out, shape, dtype, call.like)
-    _refuse_tracked("out", call, out, *inputs)
+    if out is not None:
+        arguments.output(call.library, out, shape, dtype, call.like)
+        _refuse_tracked("out", call, out, *inputs)
 
 
 def _refuse_tracked(name: str, call: Call, *tensors: Any) -> None:
@@ -91,38 +94,49 @@ def _resolve(arrays: Parameters, params: Parameters) -> Call:
     return resolve(**arrays, **{k: v for k, v in params.items() if not isinstance(v, float)})
 
 
-def _pick(kernel: Pass, params: Parameters) -> tuple[Any, ...]:
-    return tuple(params[name] for name in kernel.parameters)
-
-
-def _route(params: Parameters, *arrays: Any) -> Route | None:
-    """The short way for these arrays, if there is one: parameters are floats, none a subclass."""
-    for value in params.values():
-        if type(value) is not float:
-            return None
-    route = routes.find(arrays[-1])
-    return route if route is not None and route.fits(*arrays) else None
+def _pick(kernel: Pass, params: Parameters) -> list[Any]:
+    return [params[name] for name in kernel.parameters]
 
 
 def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
     function = FUNCTIONS[name]
-    if out is None and (route := _route(params, x)):
-        values = tuple(params.values())
-        if route.tracked(x):
-            return _autograd().plain(function, route, x, *values)
-        return route.run(function.forward, (x,), values)
+    given = (x, *params.values(), out)
+    route = routes.find((name, channel_axis), given)
+    if route is not None:
+        call, (x, *values, out) = route.call, route.operands(given)
+    else:
+        call, x, values = _looked_at(
+            function, function.forward, x, out, params, channel_axis, function.integers
+        )
+        routes.learn((name, channel_axis), given, call, (x, *values, out))
+    tracked = _tracked(call, x, *values)
+    if out is not None:
+        _refuse_tracked("out", call, out, x, *values)
+    elif tracked:
+        return _autograd().activation(function, call, x, *values)
+    return operations.elementwise(call, function.forward, (x,), values, out)
+
+
+def _looked_at(
+    function: Function,
+    kernel: Pass,
+    x: Any,
+    out: Any,
+    params: Parameters,
+    channel_axis: Any,
+    integers: str,
+) -> tuple[Call, Array, list[Any]]:
+    """The long way: x, `out` and the parameters checked, and as the kernel takes them."""
     x = arguments.array("x", x)
     params = _given(function, params)
     call = _resolve({"x": x}, params)
-    routes.learn(call, x)
-    x = arguments.activation_input("x", call.library, x, function.integers)
-    values = _pick(function.forward, _parameters(call.library, x, params, channel_axis))
-    _check_out(call, out, x.shape, call.library.dtype(x), x, *values)
-    if _tracked(call, x, *values):
-        return _autograd().activation(function, call.backend, x, *values)
-    return operations.elementwise(call, function.forward, (x,), values, out)
+    x = arguments.activation_input("x", call.library, x, integers)
+    values = _pick(kernel, _parameters(call.library, x, params, channel_axis))
+    if out is not None:
+        arguments.output(call.library, out, x.shape, call.library.dtype(x), call.like)
+    return call, x, values
 
 
 def derivative(
@@ -130,15 +144,10 @@ def derivative(
 ) -> Any:
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
-    if out is None and (route := _route(params, x)) and not route.tracked(x):
-        return route.run(slope, (x,), tuple(params[k] for k in slope.parameters))
-    x = arguments.array("x", x)
-    params = _given(function, params)
-    call = _resolve({"x": x}, params)
     integers = "refused" if function.integers == "refused" else "float32"
-    x = arguments.activation_input("x", call.library, x, integers)
-    values = _pick(slope, _parameters(call.library, x, params, channel_axis))
-    _check_out(call, out, x.shape, call.library.dtype(x), x, *values)
+    call, x, values = _looked_at(function, slope, x, out, params, channel_axis, integers)
+    if out is not None:
+        _refuse_tracked("out", call, out, x, *values)
 
     def work(x: Array, *values: Any) -> Array:
         return operations.elementwise(call, slope, (x,), values, out)
@@ -157,27 +166,33 @@ def activation_backward(
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
     function = FUNCTIONS[name]
     ((what, kept),) = stored.items()
-    route = None if function.sums else _route(params, dy, kept)
-    if route is not None and not (route.tracked(dy) or route.tracked(kept)):
-        return (route.run(function.backward, (dy, kept), tuple(params.values())),)
-    dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
-    params = _given(function, params)
-    call = _resolve({what: kept, "dy": dy}, params)
-    integers = "refused" if function.integers == "refused" else "float32"
-    kept = arguments.activation_input(what, call.library, kept, integers)
-    dy = arguments.gradient("dy", call.library, dy, what, kept)
-    values = _parameters(call.library, kept, params, channel_axis)
-    inputs = (dy, kept, *(values[k] for k in params))
+    entry, given = (name, "backward", channel_axis), (dy, kept, *params.values())
+    route = routes.find(entry, given)
+    if route is not None:
+        call, ready = route.call, route.operands(given)
+    else:
+        dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
+        checked = _given(function, params)
+        call = _resolve({what: kept, "dy": dy}, checked)
+        integers = "refused" if function.integers == "refused" else "float32"
+        kept = arguments.activation_input(what, call.library, kept, integers)
+        dy = arguments.gradient("dy", call.library, dy, what, kept)
+        values = _parameters(call.library, kept, checked, channel_axis)
+        ready = [dy, kept, *values.values()]
+        routes.learn(entry, given, call, ready)
+        params = checked
+
+    if not function.sums and not _tracked(call, *ready):
+        return (operations.elementwise(call, function.backward, ready[:2], ready[2:]),)
 
     def work(dy: Array, kept: Array, *values: Any) -> tuple[Array, ...]:
         named = {"dy": dy, what: kept, **dict(zip(params, values, strict=True))}
         gradients = backward(call, function, named, {"x", *function.sums})
-        return tuple(gradients[k] for k in ("x", *function.sums))
+        return tuple([gradients[k] for k in ("x", *function.sums)])
 
-    dx, *sums = underived(call, f"{name}_backward", work, *inputs)
-    given = (params[k] for k in function.sums)
-    shapes = [() if isinstance(p, float) else tuple(p.shape) for p in given]
-    return (dx, *(total.reshape(shape) for total, shape in zip(sums, shapes, strict=True)))
+    dx, *sums = underived(call, f"{name}_backward", work, *ready)
+    shapes = [getattr(params[k], "shape", ()) for k in function.sums]
+    return (dx, *[total.reshape(shape) for total, shape in zip(sums, shapes, strict=True)])
 
 
 # What fused calls a parameter that is learned
@@ -216,102 +231,102 @@ def _addend(name: str, call: Call, x: Array, a: Any) -> Array | None:
     return a
 
 
-class FusedCall:
-    """The arguments of `fused`, checked: what it and its backward share."""
-
-    def __init__(
-        self,
-        x: Any,
-        activation: Any,
-        *,
-        negative_slope: Any,
-        weight: Any,
-        scale: Any,
-        bias: Any,
-        gate: Any,
-        residual: Any,
-        dropout: Any,
-        channel_axis: Any,
-        **more: Any,
-    ) -> None:
-        elementwise = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
-        if activation not in elementwise:
-            raise ValueError(
-                f"activation: {activation!r} came, allowed are {', '.join(elementwise)}"
-            )
-        function = FUNCTIONS[activation]
-        if ("weight" in function.forward.parameters) != (weight is not None):
-            what = "none came, prelu needs one" if weight is None else "came, prelu alone takes one"
-            raise ValueError(f"weight: {what}; activation is {activation!r}")
-        if dropout is not None and not isinstance(dropout, Dropout):
-            raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
-        drops = dropout is not None and dropout.last >= 0
-
-        x = arguments.array("x", x)
-        slope = weight
-        if "negative_slope" in function.forward.parameters:
-            slope = arguments.parameter("negative_slope", negative_slope, False)
-        given = {"scale": scale, "bias": bias, "weight": slope}
-        given = {k: v if v is None else arguments.parameter(k, v, True) for k, v in given.items()}
-        arrays = {"gate": gate, "residual": residual, **more}
-        arrays = {k: arguments.array(k, a) for k, a in arrays.items() if a is not None}
-        self.call = call = _resolve(
-            {"x": x, **arrays}, {k: v for k, v in given.items() if v is not None}
+def _fused_call(
+    activation: Any, dropout: Any, channel_axis: Any, given: Mapping[str, Any]
+) -> tuple[Call, Fusion, dict[str, Any]]:
+    """The arguments of `fused` (with `out`) or its backward (with `dy`), as kernels take them."""
+    entry = ("fused", activation, dropout, channel_axis, *given)
+    route = routes.find(entry, values := tuple(given.values()))
+    if route is not None:
+        return route.call, route.more, dict(zip(given, route.operands(values), strict=True))
+    elementwise = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
+    if activation not in elementwise:
+        raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(elementwise)}")
+    function = FUNCTIONS[activation]
+    if ("weight" in function.forward.parameters) != (given["weight"] is not None):
+        came = (
+            "none came, prelu needs one"
+            if given["weight"] is None
+            else "came, prelu alone takes one"
         )
-        integers = "refused" if function.integers == "refused" else "float32"
-        self.x = arguments.activation_input("x", call.library, x, integers)
-        present = {k: v for k, v in given.items() if v is not None}
-        ready = _parameters(call.library, self.x, present, channel_axis)
-        self.params = tuple(ready.get(k) for k in given)
-        # the shapes in which the caller knows the parameters that may be differentiated by
-        learned = [k for k in present if k != "weight" or weight is not None]
-        self.shapes = {
-            k: () if isinstance(given[k], float) else tuple(given[k].shape) for k in learned
-        }
-        self.gate, self.residual = (
-            _addend(k, call, self.x, arrays.get(k)) for k in ("gate", "residual")
-        )
-        self.arrays = arrays
-        self.fusion = Fusion(activation, dropout if drops else None)
+        raise ValueError(f"weight: {came}; activation is {activation!r}")
+    if dropout is not None and not isinstance(dropout, Dropout):
+        raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
+    drops = dropout is not None and dropout.last >= 0
+
+    ready = dict(given)
+    ready["x"] = arguments.array("x", given["x"])
+    params = {
+        name: arguments.parameter(name, given[name], name != "negative_slope")
+        for name in ("scale", "bias", "weight", "negative_slope")
+        if given[name] is not None
+    }
+    arrays = {
+        name: arguments.array(name, given[name])
+        for name in ("gate", "residual", "dy")
+        if given.get(name) is not None
+    }
+    call = _resolve({"x": ready["x"], **arrays}, params)
+    integers = "refused" if function.integers == "refused" else "float32"
+    x = ready["x"] = arguments.activation_input("x", call.library, ready["x"], integers)
+    ready |= _parameters(call.library, x, params, channel_axis)
+    for name, a in arrays.items():
+        if name == "dy":
+            ready[name] = arguments.gradient("dy", call.library, a, "x", x)
+        else:
+            ready[name] = _addend(name, call, x, a)
+    if ready.get("out") is not None:
+        arguments.output(call.library, ready["out"], x.shape, call.library.dtype(x), call.like)
+    fusion = Fusion(activation, dropout if drops else None)
+    routes.learn(entry, values, call, tuple(ready.values()), fusion)
+    return call, fusion, ready
 
 
-def fused(x: Any, activation: Any, out: Any, **options: Any) -> Any:
-    given = FusedCall(x, activation, **options)
-    call, x = given.call, given.x
-    inputs = [x, *(p for p in given.params if p is not None)]
-    inputs += [a for a in (given.gate, given.residual) if a is not None]
-    _check_out(call, out, x.shape, call.library.dtype(x), *inputs)
-    if _tracked(call, *inputs):
-        return _autograd().fused(
-            call.backend, given.fusion, x, *given.params, given.gate, given.residual
-        )
-    return operations.fused(call, given.fusion, x, given.params, given.gate, given.residual, out)
+def _fused_params(fusion: Fusion, ready: Parameters) -> tuple[Any, Any, Any]:
+    """scale, bias and slope."""
+    slope = ready["weight"]
+    if slope is None and fusion.slope:
+        slope = ready["negative_slope"]
+    return ready["scale"], ready["bias"], slope
 
 
-def fused_backward(dy: Any, x: Any, activation: Any, **options: Any) -> dict[str, Any]:
-    given = FusedCall(x, activation, **options, dy=dy)
-    call, x = given.call, given.x
-    dy = arguments.gradient("dy", call.library, given.arrays["dy"], "x", x)
-    slots = {"scale": "scale", "bias": "bias", "weight": "slope"}
-    asked = ["x", *(slots[name] for name in given.shapes)]
-    if given.gate is not None:
-        asked.append("gate")
+def fused(activation: Any, dropout: Any, channel_axis: Any, **given: Any) -> Any:
+    call, fusion, ready = _fused_call(activation, dropout, channel_axis, given)
+    params = _fused_params(fusion, ready)
+    x, gate, residual, out = (ready[name] for name in ("x", "gate", "residual", "out"))
+    if _tracked(call, x, *params, gate, residual):
+        if out is None:
+            return _autograd().fused(call, fusion, x, *params, gate, residual)
+        _refuse_tracked("out", call, x, *params, gate, residual)
+    elif out is not None:
+        _refuse_tracked("out", call, out)
+    return operations.fused(call, fusion, x, params, gate, residual, out)
+
+
+def fused_backward(
+    activation: Any, dropout: Any, channel_axis: Any, **given: Any
+) -> dict[str, Any]:
+    call, fusion, ready = _fused_call(activation, dropout, channel_axis, given)
+    dy, x, gate = ready["dy"], ready["x"], ready["gate"]
+    # by the caller's name and by the kernels'
+    asked = {name: slot for name, slot in _FUSED_NAMES.items() if ready[name] is not None}
+    asked = {"x": "x", **asked, **({} if gate is None else {"gate": "gate"})}
 
     def work(dy: Array, x: Array, scale: Any, bias: Any, slope: Any, gate: Any) -> Any:
         found = operations.fused_backward(
-            call, given.fusion, dy, x, (scale, bias, slope), gate, asked
+            call, fusion, dy, x, (scale, bias, slope), gate, asked.values()
         )
-        return tuple(found[name] for name in asked)
+        return tuple([found[slot] for slot in asked.values()])
 
-    gradients = underived(call, "fused_backward", work, dy, x, *given.params, given.gate)
+    inputs = (dy, x, *_fused_params(fusion, ready), gate)
+    gradients = underived(call, "fused_backward", work, *inputs)
     found = dict(zip(asked, gradients, strict=True))
-    result = {"x": found["x"]}
-    result |= {name: found[slots[name]].reshape(shape) for name, shape in given.shapes.items()}
-    if given.gate is not None:
-        result["gate"] = found["gate"]
-    if given.residual is not None:
-        result["residual"] = dy
-    return result
+    for name in _FUSED_NAMES:
+        if name in found:
+            found[name] = found[name].reshape(getattr(given[name], "shape", ()))
+    if ready["residual"] is not None:
+        found["residual"] = dy
+    return found
 
 
 # -- rows -----------------------------------------------------------------------------------------

@@ -48,14 +48,16 @@ class Function:
         """What backward reads of forward: its arrays but the incoming gradient."""
         return tuple(name for name in self.backward.reads if name not in ("dy", "dloss"))
 
-    def keep(self, values: Mapping[str, Any], learned: Iterable[str]) -> str | None:
+    def keep(self, values: Mapping[str, Any], learned: Iterable[str] = ()) -> str | None:
         """Which array an elementwise backward needs: "y" where it can, which the next layer keeps
         anyway. values: of the parameters; learned: those whose gradient is asked for.
         """
-        read = {*self.saved, *(name for k in learned for name in self.sums[k].reads)} - {"dy"}
-        if "x" in read and self.sign is not None and values[self.sign] > 0:
+        if self.sign is not None and values[self.sign] > 0:
             return "y"
-        return next(iter(read), None)
+        for step in (self.backward, *[self.sums[name] for name in learned]):
+            if len(step.reads) > 1:
+                return step.reads[1]
+        return None
 
     def __str__(self) -> str:
         lines = {

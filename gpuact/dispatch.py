@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -124,6 +124,7 @@ class Call:
     library: Library
     like: Any
     backend: str
+    own: bool = False  # arrays are the backend's own, on the current device: see `Library.plain`
 
     @property
     def module(self) -> Any:
@@ -131,7 +132,13 @@ class Call:
 
     def native(self, x: Any) -> Any:
         """An array as the backend's own; scalars and None as they are."""
-        return x if x is None or isinstance(x, float) else self.library.native(x, self.backend)
+        if self.own or x is None or isinstance(x, float):
+            return x
+        return self.library.native(x, self.backend)
+
+    def on(self) -> AbstractContextManager[Any]:
+        """Make the arrays' device and the caller's stream current for the backend."""
+        return nullcontext() if self.own else self.library.on(self.like, self.backend)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """New memory in the caller's library."""

@@ -18,6 +18,7 @@ import numpy as np
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 HALF = ("float16", "bfloat16")
+NUMBERS = frozenset((float, int, type(None)))  # types of operands that are no arrays
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -51,6 +52,7 @@ class Library:
     """NumPy and, with another module behind it, CuPy."""
 
     name: ClassVar[str] = "numpy"
+    tracks: ClassVar[bool] = False  # whether it has an autograd
     xp: Any = np
 
     def home(self, x: Any) -> str:
@@ -136,14 +138,19 @@ class Library:
         """Whether autograd must record what is done with x."""
         return False
 
-    # What a route needs (see routes.py): quick answers, of the library's own arrays only.
+    # Quick answers, for routes.py
 
     def own(self, x: Any, backend: str) -> bool:
-        """Whether arrays of x's type and dtype are the backend's own as they stand."""
+        """Whether arrays of x's type and dtype, if plain, are the backend's own as they stand."""
         return type(x) is self.xp.ndarray and backend == self.name and bool(x.dtype.isnative)
 
-    def plain(self, x: Any) -> bool:
-        """Whether `native` and `on` would do nothing for x."""
+    def place(self, x: Any) -> int:
+        """The number of x's device; -1 for the CPU."""
+        return -1
+
+    def plain(self, arrays: Sequence[Any], place: int) -> bool:
+        """Whether they all (numbers aside) lie at this place, it is the current one, and `native`
+        and `on` would do nothing for them."""
         return True
 
     def alike(self, x: Any) -> Any:
@@ -208,8 +215,13 @@ class CuPy(Library):
     def alike(self, x: Any) -> Any:
         return self._made(x, self.xp.empty_like, x)
 
-    def plain(self, x: Any) -> bool:
-        return bool(x.device.id == self.xp.cuda.runtime.getDevice())
+    def place(self, x: Any) -> int:
+        return int(x.device.id)
+
+    def plain(self, arrays: Sequence[Any], place: int) -> bool:
+        if self.xp.cuda.runtime.getDevice() != place:
+            return False
+        return all(type(a) in NUMBERS or a.device.id == place for a in arrays)
 
     def copy(self, destination: Any, source: Any) -> None:
         with destination.device:
@@ -240,6 +252,7 @@ class CuPy(Library):
 
 class Torch(Library):
     name = "torch"
+    tracks = True
 
     def __init__(self) -> None:
         import torch
@@ -306,10 +319,19 @@ class Torch(Library):
     def own(self, x: Any, backend: str) -> bool:
         return type(x) in (self.xp.Tensor, self.xp.nn.Parameter) and backend == "triton"
 
-    def plain(self, x: Any) -> bool:
-        if x.is_neg() or x.layout is not self._strided:
+    def place(self, x: Any) -> int:
+        return int(x.get_device())
+
+    def plain(self, arrays: Sequence[Any], place: int) -> bool:
+        if place >= 0 and self._current_device() != place:
             return False
-        return not x.is_cuda or x.get_device() == self._current_device()
+        strided = self._strided
+        for a in arrays:
+            if type(a) in NUMBERS:
+                continue
+            if a.get_device() != place or a.layout is not strided or a.is_neg():
+                return False
+        return True
 
     def alike(self, x: Any) -> Any:
         return self._empty_like(x)

@@ -39,7 +39,7 @@ def _deliver(
     )
     result = fresh() if indirect else target
     if math.prod(result.shape):
-        with library.on(call.like, call.backend):
+        with call.on():
             write(result)
             if indirect:
                 library.copy(target, result)
@@ -57,6 +57,10 @@ def elementwise(
 ) -> Array:
     """One pass over arrays of one shape and dtype, which the result has too."""
     library = call.library
+    if call.own and out is None:
+        result = library.alike(arrays[-1])
+        call.module.elementwise(kernel.formula, arrays, params, result, call.scratch)
+        return result
     dtype = library.dtype(arrays[-1])
 
     def write(result: Array) -> None:
@@ -84,6 +88,10 @@ def fused(
 ) -> Array:
     """dropout(act(scale·x + bias))·gate + residual; params are scale, bias and slope."""
     library, native = call.library, call.native
+    if call.own and out is None:
+        result = library.alike(x)
+        call.module.fused(fusion, x, params, gate, residual, result, call.scratch)
+        return result
 
     def write(result: Array) -> None:
         call.module.fused(
@@ -120,7 +128,7 @@ def fused_backward(
     """
     library, native = call.library, call.native
     found: dict[str, Array] = {}
-    with library.on(call.like, call.backend):
+    with call.on():
         for name, a in (("x", x), ("gate", gate)):
             if name in wanted:
                 found[name] = library.empty_like(a, library.dtype(a))
@@ -152,7 +160,7 @@ def reduce(
     """The sum of a formula's terms to `shape`, whose axes are the arrays' or 1."""
     out = call.empty(tuple(shape), dtype)
     if math.prod(shape):
-        with call.library.on(call.like, call.backend):
+        with call.on():
             native = call.native
             call.module.reduce(
                 kernel.formula, tuple(native(a) for a in arrays), native(out), call.scratch
@@ -229,7 +237,7 @@ def _deliver_rows(
     if out is None or rows.views(call, out):
         return _deliver(call, out, inputs, fresh, lambda y: write(rows.view(call, y)))
     result = _deliver(call, None, inputs, fresh, lambda y: write(rows.view(call, y)))
-    with call.library.on(call.like, call.backend):
+    with call.on():
         call.library.copy(out, result)
     call.library.wrote(out)
     return out
@@ -266,7 +274,7 @@ def softmax_jacobian(call: Call, y: Array, axis: int) -> Array:
     dtype = library.dtype(y)
     s = library.permute(y, (*kept, axis)).reshape(outer, n, 1) if y.ndim else y.reshape(1, 1, 1)
     shape = (outer, n, n)
-    with library.on(call.like, call.backend):
+    with call.on():
         unit = library.eye(n, dtype, call.like).reshape(1, n, n)
     arrays = (library.broadcast(unit, shape), library.broadcast(s, shape))
     return rows(call, _JACOBIAN, arrays, (1,)).reshape((*batch, n, n))
@@ -370,7 +378,7 @@ def cross_entropy(
     call: Call, logits: Array, target: Array, weight: Array | None, loss: Loss
 ) -> tuple[Array, Array]:
     """The loss, reduced, and the log-sum-exp of every row."""
-    with call.library.on(call.like, call.backend):
+    with call.on():
         seen = LossView.of(call, logits, target, weight, loss)
         losses, lse = (call.empty(seen.rows, seen.dtype) for _ in range(2))
         if math.prod(seen.rows):
@@ -434,7 +442,7 @@ def cross_entropy_with_grad(
 ) -> tuple[Array, Array]:
     """The loss, reduced, and its gradient by the logits, in one pass over them."""
     library = call.library
-    with library.on(call.like, call.backend):
+    with call.on():
         seen = LossView.of(call, logits, target, weight, loss)
         losses = call.empty(seen.rows, seen.dtype)
         one = call.empty((), seen.dtype)
@@ -454,5 +462,5 @@ def cross_entropy_with_grad(
 
     inputs = [x for x in (logits, target, weight) if x is not None]
     dlogits = _deliver_rows(call, seen.view, library.dtype(logits), out, inputs, write)
-    with library.on(call.like, call.backend):
+    with call.on():
         return _reduced(call, losses, logits, loss, denominator), dlogits

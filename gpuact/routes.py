@@ -1,77 +1,88 @@
-"""The short way of an elementwise call: what is known of a kind of array is not asked again.
+"""What is known of a kind of call is not asked again.
 
-`calls` looks closely at what comes: whose array, which backend, what may be wrong with it. Most
-calls are of a kind seen before: an array of the same type and dtype on the same device, plain
-numbers beside it, a new array for the result. Those find their route here, and a kernel is launched
-microseconds sooner. Whatever is not plain goes the long way; nothing is decided here.
+`calls` looks closely at what comes: whose arrays, which backend, which shapes broadcast, what may
+be wrong. Most calls are of a kind that came before: the same function with operands of the same
+types, dtypes and shapes. For those the answer is kept here, and a kernel is launched some twenty
+microseconds sooner. Nothing is decided here: an answer is kept once a call has gone the long way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import dispatch
-from .catalogue import Pass
 from .dispatch import Call
-from .libraries import FLOATING
+from .libraries import NUMBERS
 
 Array = Any
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where arrays of one kind go. They are the backend's own, and so is the result."""
+    """Of calls whose arrays are the backend's own, so that nothing is to be made of them first."""
 
     call: Call
-    device: Any
-    backend: Any  # its module
-    empty_like: Callable[[Array], Array]
-    plain: Callable[[Array], bool]  # nothing has to be made of it, or made current, first
-    tracked: Callable[[Array], bool]  # autograd must record what is done with it
+    place: int  # the device, as `Library.place` counts
+    ready: tuple[tuple[int, ...] | type | None, ...]  # the shape or type to give each operand
+    as_given: bool  # none has another
+    more: Any  # what else the caller found out
 
-    def fits(self, *arrays: Array) -> bool:
-        """Whether these, of one dtype and shape, can go this way."""
-        x = arrays[-1]
-        if 0 in x.shape or not self.plain(x) or x.device != self.device:
-            return False
-        for a in arrays[:-1]:
-            if type(a) is not type(x) or a.dtype != x.dtype or a.shape != x.shape:
-                return False
-            if not self.plain(a) or a.device != self.device:
-                return False
-        return True
-
-    def run(self, kernel: Pass, arrays: tuple[Array, ...], params: tuple[float, ...]) -> Array:
-        """Arrays that fit."""
-        y = self.empty_like(arrays[-1])
-        self.backend.elementwise(kernel.formula, arrays, params, y, self.call.scratch)
-        return y
+    def operands(self, given: Sequence[Any]) -> Sequence[Any]:
+        """Numbers as floats, arrays in the shapes in which they meet x."""
+        if self.as_given:
+            return given
+        return [
+            a if how is None else float(a) if how is float else a.reshape(how)
+            for a, how in zip(given, self.ready, strict=True)
+        ]
 
 
-_routes: dict[tuple[Any, ...], Route] = {}
+MOST = 4096  # kinds that are kept: shapes may never come to an end
+_routes: dict[Hashable, Route] = {}
 
 
-def find(x: Any) -> Route | None:
-    """The route of arrays like x, if one of them came before."""
+def _key(entry: Hashable, given: Sequence[Any]) -> Hashable:
+    """What tells one kind of call from another; of a number its type alone."""
+    key: list[Hashable] = [entry, dispatch.chosen()]
+    for a in given:
+        kind = type(a)
+        key.append(kind)  # type: ignore[arg-type]  # a type can be hashed
+        if kind not in NUMBERS:
+            key.append(a.dtype)
+            key.append(a.shape)
+    return tuple(key)
+
+
+def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
+    """The route of such a call, if one came before. given: all operands, an array among them."""
     try:
-        return _routes.get((type(x), x.dtype, dispatch.chosen()))
-    except (AttributeError, TypeError):  # no array at all, or one that cannot be looked up
+        route = _routes.get(_key(entry, given))
+    except (AttributeError, TypeError):  # a list, say; or what cannot be looked up
         return None
+    if route is None or not route.call.library.plain(given, route.place):
+        return None
+    return route
 
 
-def learn(call: Call, x: Array) -> None:
-    """Remember where x went, if arrays of its kind need no attention on their way."""
+def learn(
+    entry: Hashable, given: Sequence[Any], call: Call, ready: Sequence[Any], more: Any = None
+) -> None:
+    """Remember a call: what was given, and the operands that became of it."""
     library = call.library
-    if library.dtype(x) not in FLOATING or not library.own(x, call.backend):
-        return
-    like = library.empty((0,), library.dtype(x), x)  # of its kind, and none of its memory
-    _routes[type(x), x.dtype, dispatch.chosen()] = Route(
-        call=Call(library, like, call.backend),
-        device=x.device,
-        backend=call.module,
-        empty_like=library.alike,
-        plain=library.plain,
-        tracked=library.tracked,
-    )
+    how: list[tuple[int, ...] | type | None] = []
+    for a, b in zip(given, ready, strict=True):
+        if type(a) in NUMBERS:
+            how.append(float if type(a) is int else None)
+            continue
+        if not library.own(a, call.backend) or library.dtype(a) != library.dtype(b) or 0 in a.shape:
+            return
+        how.append(None if a.shape == b.shape else tuple(b.shape))
+    array = next(a for a in given if type(a) not in NUMBERS)
+    like = library.empty((0,), library.dtype(array), array)  # holds no memory of the caller's
+    if len(_routes) >= MOST:
+        _routes.clear()
+    call = replace(call, like=like, own=True)
+    as_given = not any(how)
+    _routes[_key(entry, given)] = Route(call, library.place(array), tuple(how), as_given, more)

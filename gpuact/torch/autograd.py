@@ -7,7 +7,7 @@ that autograd says so when asked instead of taking them for constants.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,120 +18,106 @@ from ..dispatch import Call
 from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss
-from ..routes import Route
 
 Tensor = torch.Tensor
 
 
-def _call(backend: str, like: Tensor) -> Call:
-    library = library_of(like)
+def _remembered(call: Call) -> Call | str:
+    """What backward needs of forward's call: an own one holds none of the caller's tensors."""
+    return call if call.own else call.backend
+
+
+def _call(remembered: Call | str, dy: Tensor) -> Call:
+    """Forward's call again, for backward."""
+    library = library_of(dy)
     assert library is not None  # a tensor always has one
-    return Call(library, like, backend)
+    if isinstance(remembered, str):
+        return Call(library, dy, remembered)
+    plain = library.plain((dy,), library.place(dy))
+    return remembered if plain else Call(library, dy, remembered.backend)
 
 
-def _either(numbers: Sequence[Any], tensors: Sequence[Tensor | None]) -> list[Any]:
+class _Activation(torch.autograd.Function):
+    """An activation that learns nothing: its parameters, if it has any, are numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Function, call: Call, x: Tensor, *params: float) -> Tensor:
+        y = operations.elementwise(call, function.forward, (x,), params)
+        keep = function.keep(dict(zip(function.forward.parameters, params, strict=True)))
+        ctx.save_for_backward(y if keep == "y" else x)
+        ctx.function, ctx.call, ctx.params = function, _remembered(call), params
+        return cast(Tensor, y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        function, call, (kept,) = ctx.function, _call(ctx.call, dy), ctx.saved_tensors
+
+        def work(dy: Tensor, kept: Tensor) -> Any:
+            return operations.elementwise(call, function.backward, (dy, kept), ctx.params)
+
+        dx = calls.underived(call, f"{function.name}_backward", work, dy, kept)
+        return (None, None, dx, *[None] * len(ctx.params))
+
+
+def _either(numbers: Iterable[Any], tensors: Sequence[Tensor | None]) -> list[Any]:
     """Parameters in their order: tensors come out of what was saved, numbers were kept aside."""
     return [n if t is None else t for n, t in zip(numbers, tensors, strict=True)]
 
 
-class _Activation(torch.autograd.Function):
+class _Learned(torch.autograd.Function):
+    """linear and prelu: parameters, tensors among them, have gradients of their own."""
+
     @staticmethod
     def forward(
-        ctx: Any, function: Function, backend: str, x: Tensor, *params: Tensor | float
+        ctx: Any, function: Function, call: Call, x: Tensor, *params: Tensor | float
     ) -> Tensor:
-        y = operations.elementwise(_call(backend, x), function.forward, (x,), params)
+        y = operations.elementwise(call, function.forward, (x,), params)
         names = function.forward.parameters
-        values = dict(zip(names, params, strict=True))
         learned = [k for k, need in zip(names, ctx.needs_input_grad[3:], strict=True) if need]
-        ctx.keep = function.keep(values, learned)
-        kept = {"x": x, "y": y, None: None}[ctx.keep]
-        ctx.save_for_backward(kept, *(p if isinstance(p, Tensor) else None for p in params))
-        ctx.function, ctx.backend = function, backend
+        kept = x if function.keep({}, learned) == "x" else None
+        ctx.save_for_backward(kept, *[p if isinstance(p, Tensor) else None for p in params])
         ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
+        ctx.function, ctx.call = function, _remembered(call)
         return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         function: Function = ctx.function
-        call = _call(ctx.backend, dy)
+        call = _call(ctx.call, dy)
         names = function.forward.parameters
         needed = zip(("x", *names), ctx.needs_input_grad[2:], strict=True)
         wanted = {name for name, need in needed if need}
 
-        def work(dy: Tensor, kept: Tensor | None, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        def work(dy: Tensor, x: Tensor | None, *tensors: Tensor) -> tuple[Tensor | None, ...]:
             # what is not kept is not read: anything of its shape will do
-            kept = dy if kept is None else kept
-            params = zip(names, _either(ctx.numbers, tensors), strict=True)
-            found = calls.backward(
-                call, function, {"dy": dy, "x": kept, "y": kept, **dict(params)}, wanted
-            )
-            return tuple(found.get(name) for name in ("x", *names))
+            named = {"dy": dy, "x": dy if x is None else x}
+            named |= dict(zip(names, _either(ctx.numbers, tensors), strict=True))
+            found = calls.backward(call, function, named, wanted)
+            return tuple([found.get(name) for name in ("x", *names)])
 
         name = f"{function.name}_backward"
         return (None, None, *calls.underived(call, name, work, dy, *ctx.saved_tensors))
 
 
-def activation(function: Function, backend: str, x: Tensor, *params: Tensor | float) -> Tensor:
-    return cast(Tensor, _Activation.apply(function, backend, x, *params))  # type: ignore[no-untyped-call]
-
-
-class _Plain(torch.autograd.Function):
-    """`_Activation` on a route: nothing is learned but x."""
-
-    @staticmethod
-    def forward(ctx: Any, function: Function, route: Route, x: Tensor, *params: float) -> Tensor:
-        y = route.run(function.forward, (x,), params)
-        keep = function.keep(dict(zip(function.forward.parameters, params, strict=True)), ())
-        ctx.save_for_backward({"x": x, "y": y, None: None}[keep])
-        ctx.function, ctx.route, ctx.params = function, route, params
-        return cast(Tensor, y)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, route, (kept,) = ctx.function.backward, ctx.route, ctx.saved_tensors
-        values = dict(zip(ctx.function.forward.parameters, ctx.params, strict=True))
-        params = tuple([values[name] for name in kernel.parameters])
-
-        def work(dy: Tensor, kept: Tensor) -> Tensor:
-            arrays = (dy, kept)[: len(kernel.reads)]
-            if route.fits(*arrays):
-                return cast(Tensor, route.run(kernel, arrays, params))
-            call = _call(route.call.backend, dy)
-            return cast(Tensor, operations.elementwise(call, kernel, arrays, params))
-
-        if torch.is_grad_enabled():
-            dx = calls.underived(route.call, f"{ctx.function.name}_backward", work, dy, kept)
-        else:
-            dx = work(dy, kept)
-        return (None, None, dx, *(None for _ in ctx.params))
-
-
-def plain(function: Function, route: Route, x: Tensor, *params: float) -> Tensor:
-    """An activation whose parameters are numbers, of a tensor that fits the route."""
-    return cast(Tensor, _Plain.apply(function, route, x, *params))  # type: ignore[no-untyped-call]
+def activation(function: Function, call: Call, x: Tensor, *params: Tensor | float) -> Tensor:
+    step: Any = _Learned if function.sums else _Activation
+    return cast(Tensor, step.apply(function, call, x, *params))
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: str, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
+    def forward(ctx: Any, call: Call, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
         *params, gate, residual = operands
-        y = operations.fused(
-            _call(backend, x),
-            fusion,
-            x,
-            params,
-            cast(Tensor | None, gate),
-            cast(Tensor | None, residual),
-        )
-        ctx.backend, ctx.fusion = backend, fusion
+        y = operations.fused(call, fusion, x, params, gate, residual)
+        ctx.call, ctx.fusion = _remembered(call), fusion
         # tensors are saved, numbers kept; the residual's gradient is dy and needs nothing of it
         ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
-        ctx.save_for_backward(x, *(p if isinstance(p, Tensor) else None for p in params), gate)
+        ctx.save_for_backward(x, *[p if isinstance(p, Tensor) else None for p in params], gate)
         return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        call = _call(ctx.backend, dy)
+        call = _call(ctx.call, dy)
         names = ("x", "scale", "bias", "slope", "gate")
         *needed, residual_needed = ctx.needs_input_grad[2:]
         wanted = {name for name, need in zip(names, needed, strict=True) if need}
@@ -149,9 +135,9 @@ class _Fused(torch.autograd.Function):
 Operand = Tensor | float | None
 
 
-def fused(backend: str, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
+def fused(call: Call, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
     """operands: scale, bias, slope, gate, residual."""
-    return cast(Tensor, _Fused.apply(backend, fusion, x, *operands))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Fused.apply(call, fusion, x, *operands))  # type: ignore[no-untyped-call]
 
 
 class _Rows(torch.autograd.Function):
