@@ -102,21 +102,23 @@ def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
     function = FUNCTIONS[name]
-    given = (x, *params.values(), out)
-    route = routes.find((name, channel_axis), given)
+    entry = name, channel_axis, out is None
+    given = (x, *params.values()) if out is None else (x, *params.values(), out)
+    route = routes.find(entry, given)
     if route is not None:
-        call, (x, *values, out) = route.call, route.operands(given)
+        call, ready = route.call, route.operands(given)
     else:
         call, x, values = _looked_at(
             function, function.forward, x, out, params, channel_axis, function.integers
         )
-        routes.learn((name, channel_axis), given, call, (x, *values, out))
-    tracked = _tracked(call, x, *values)
+        ready = (x, *values) if out is None else (x, *values, out)
+        routes.learn(entry, given, call, ready)
     if out is not None:
-        _refuse_tracked("out", call, out, x, *values)
-    elif tracked:
-        return _autograd().activation(function, call, x, *values)
-    return operations.elementwise(call, function.forward, (x,), values, out)
+        _refuse_tracked("out", call, *ready)
+    elif call.library.tracks and _tracked(call, *ready):
+        return _autograd().activation(function, call, *ready)
+    last = 1 + len(params)
+    return operations.elementwise(call, function.forward, ready[:1], ready[1:last], out)
 
 
 def _looked_at(

@@ -31,7 +31,7 @@ TAKES = {
     "PyTorch on the CPU": ("numpy",),
 }
 
-_chosen: ContextVar[str | None] = ContextVar("gpuact_backend", default=None)
+chosen: ContextVar[str | None] = ContextVar("gpuact_backend", default=None)
 
 
 class BackendError(RuntimeError):
@@ -52,25 +52,20 @@ def using(backend: str) -> Iterator[None]:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r} came, allowed are {', '.join(BACKENDS)}")
-    token = _chosen.set(backend)
+    token = chosen.set(backend)
     try:
         yield
     finally:
-        _chosen.reset(token)
+        chosen.reset(token)
 
 
 # Read once: asking the environment takes longer than anything else that a call asks.
 ENVIRONMENT = os.environ.get("GPUACT_BACKEND", "")
 
 
-def chosen() -> str:
-    """The backend asked for, or ""."""
-    return _chosen.get() or ENVIRONMENT
-
-
 def _override() -> tuple[str, str] | None:
     """The backend asked for and by whom."""
-    asked = _chosen.get()
+    asked = chosen.get()
     if asked is not None:
         return asked, f'using("{asked}")'
     if not ENVIRONMENT:

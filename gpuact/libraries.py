@@ -153,9 +153,7 @@ class Library:
         and `on` would do nothing for them."""
         return True
 
-    def alike(self, x: Any) -> Any:
-        """`empty_like` of x's own dtype."""
-        return np.empty_like(x)
+    alike: Callable[[Any], Any] = staticmethod(np.empty_like)  # `empty_like` of x's own dtype
 
 
 class CuPy(Library):
@@ -165,6 +163,7 @@ class CuPy(Library):
         import cupy
 
         self.xp = cupy
+        self.alike = lambda x: self._made(x, cupy.empty_like, x)
         self._kept: list[Any] = []
 
     def home(self, x: Any) -> str:
@@ -212,9 +211,6 @@ class CuPy(Library):
     def divide(self, a: Any, b: Any) -> Any:
         return self._made(a, super().divide, a, b)
 
-    def alike(self, x: Any) -> Any:
-        return self._made(x, self.xp.empty_like, x)
-
     def place(self, x: Any) -> int:
         return int(x.device.id)
 
@@ -258,8 +254,9 @@ class Torch(Library):
         import torch
 
         self.xp = torch
-        self._strided, self._empty_like = torch.strided, torch.empty_like
-        self._current_device = torch.cuda.current_device
+        self._strided, self._current_device = torch.strided, torch.cuda.current_device
+        self._devices = torch.cuda.device_count()
+        self.alike = torch.empty_like
 
     def home(self, x: Any) -> str:
         return {"cpu": "PyTorch on the CPU", "cuda": "PyTorch on CUDA"}.get(
@@ -323,7 +320,7 @@ class Torch(Library):
         return int(x.get_device())
 
     def plain(self, arrays: Sequence[Any], place: int) -> bool:
-        if place >= 0 and self._current_device() != place:
+        if self._devices > 1 and place >= 0 and self._current_device() != place:
             return False
         strided = self._strided
         for a in arrays:
@@ -332,9 +329,6 @@ class Torch(Library):
             if a.get_device() != place or a.layout is not strided or a.is_neg():
                 return False
         return True
-
-    def alike(self, x: Any) -> Any:
-        return self._empty_like(x)
 
     def native(self, x: Any, backend: str) -> Any:
         x = x.detach().resolve_neg()

@@ -45,7 +45,7 @@ _routes: dict[Hashable, Route] = {}
 
 def _key(entry: Hashable, given: Sequence[Any]) -> Hashable:
     """What tells one kind of call from another; of a number its type alone."""
-    key: list[Hashable] = [entry, dispatch.chosen()]
+    key: list[Hashable] = [entry, dispatch.chosen.get() or dispatch.ENVIRONMENT]
     for a in given:
         kind = type(a)
         key.append(kind)  # type: ignore[arg-type]  # a type can be hashed
