@@ -119,6 +119,23 @@ def fused(
     _run(plan, fusion.forward or "identity", dropout is not None, operands, out, numbers)
 
 
+def fused_backward(
+    fusion: Any,
+    dy: Array,
+    x: Array,
+    params: Sequence[Array | float | None],
+    gate: Array | None,
+    dx: Array | None,
+    dgate: Array | None,
+    dparams: Sequence[Array | None],
+    empty: Empty,
+) -> None:
+    from ..kernels.cupy.fused import launches
+
+    for launch in launches(fusion, dy, x, params, gate, dx, dgate, dparams, empty, address):
+        launch_raw(*launch)
+
+
 def _dropout_numbers(dropout: Any) -> tuple[float, ...]:
     """The generator's key and counter in halves of 32 bits, what drops, what others gain."""
     halves = (n >> shift & 0xFFFFFFFF for n in (dropout.seed, dropout.offset) for shift in (0, 32))

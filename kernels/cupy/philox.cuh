@@ -24,14 +24,15 @@ struct Philox {
   }
 
   // The words of W elements from element i on. ALIGNED: that i is a multiple of W, or of 4 if W is
-  // larger; then no group of four is drawn twice. Chosen by steps, for registers have no index.
+  // larger: then no group of four is drawn twice. Chosen by steps, for registers have no index.
+  // i may lie a few before 0, where it is to be cut.
   template <int W, bool ALIGNED>
-  __device__ void words(unsigned long long i, unsigned (&word)[W]) const {
+  __device__ void words(long long i, unsigned (&word)[W]) const {
     constexpr int GROUPS = ALIGNED ? (W + 3) / 4 : (W + 6) / 4;
     unsigned all[4 * GROUPS];
 #pragma unroll
-    for (int g = 0; g < GROUPS; ++g) draw(i / 4 + g, all + 4 * g);
-    const bool one = !(ALIGNED && W > 1) && i % 2, two = !(ALIGNED && W > 2) && i / 2 % 2;
+    for (int g = 0; g < GROUPS; ++g) draw((i >> 2) + g, all + 4 * g);
+    const bool one = !(ALIGNED && W > 1) && i & 1, two = !(ALIGNED && W > 2) && i & 2;
     constexpr int LAST = 4 * GROUPS - 1;
 #pragma unroll
     for (int j = 0; j < W; ++j) {
@@ -41,7 +42,7 @@ struct Philox {
     }
   }
 
-  __device__ unsigned word(unsigned long long i) const {
+  __device__ unsigned word(long long i) const {
     unsigned one[1];
     words<1, true>(i, one);
     return one[0];

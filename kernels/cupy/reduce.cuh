@@ -14,19 +14,6 @@ __device__ C term(C (*formula)(C, C), const A* a, const B* b) {
   return formula(to_compute(*a), to_compute(*b));
 }
 
-// Kahan's sum: a thread adds up thousands of terms one after another, and plainly each addition
-// would cost a rounding. The kernel waits for memory, so the three extra operations are free.
-struct Compensated {
-  C sum = 0, excess = 0;
-
-  __device__ void add(C term) {
-    const C corrected = term - excess;
-    const C next = sum + corrected;
-    excess = fabs(next) < INF ? (next - sum) - corrected : C(0);  // inf - inf would make a NaN
-    sum = next;
-  }
-};
-
 }  // namespace gpuact
 
 extern "C" __global__ void __launch_bounds__(THREADS)

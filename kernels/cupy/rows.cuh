@@ -89,6 +89,21 @@ struct MaxSum {
   __device__ C log_sum() const { return log(sum > C(0) ? sum : NOT_A_NUMBER); }
 };
 
+// -- reductions of a thread ---------------------------------------------------------------------
+
+// Kahan's sum: a thread adds up thousands of terms one after another, and plainly each addition
+// would cost a rounding. The kernel waits for memory, so the three extra operations are free.
+struct Compensated {
+  C sum = 0, excess = 0;
+
+  __device__ void add(C term) {
+    const C corrected = term - excess;
+    const C next = sum + corrected;
+    excess = fabs(next) < INF ? (next - sum) - corrected : C(0);  // inf - inf would make a NaN
+    sum = next;
+  }
+};
+
 // -- reductions of a block ------------------------------------------------------------------------
 
 template <typename A>
