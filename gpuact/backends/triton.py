@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
+    from ..fusion import Dropout, Fusion
+
     Empty = Callable[[tuple[int, ...], str], Tensor]
 
 NARROW = 2**31  # elements whose offsets fit into 32 bits: a 64-bit division is a subroutine
@@ -89,7 +91,7 @@ class Plan:
     grid: tuple[int, ...]
     constexprs: dict[str, Any]  # the kernel's last parameters, in order
     warps: int
-    numbers: tuple[int, ...] = ()  # the parameters before them
+    numbers: tuple[int | None, ...] = ()  # the parameters before them
     device: int = -1
     compiled: Any = None
 
@@ -160,56 +162,84 @@ def _memory_order(x: Tensor) -> list[int] | None:
 
 # -- elementwise ----------------------------------------------------------------------------------
 
-_plans: dict[Any, Plan] = {}
+_plans: dict[Any, Any] = {}
 PLANS = 4096  # kept; a caller with more layouts than that begins anew
 
 
-def _keep(key: Any, plan: Plan) -> None:
+def _keep(key: Any, plan: Any) -> None:
     if len(_plans) >= PLANS:
         _plans.clear()
     _plans[key] = plan
 
 
-def _seen(x: Any) -> Any:
-    """All of an argument that a plan depends on."""
-    if type(x) is float:
-        return None
-    return x.dtype, x.shape, x.stride(), x.data_ptr() % 16
+def _key(name: Any, x: Tensor, arrays: Sequence[Tensor | None], params: Sequence[Any]) -> Any:
+    """All that a plan depends on, for arrays of x's shape. It is made anew at every call."""
+    key: list[Any] = [name, x.dtype, x.data_ptr() & 15, x.is_contiguous() or x.stride()]
+    for a in arrays:
+        if a is None:
+            key.append(None)
+        else:
+            key += a.dtype, a.data_ptr() & 15, a.is_contiguous() or a.stride()
+    for p in params:
+        if p is None or type(p) is float:
+            key.append(p is None)
+        else:
+            key += p.dtype, p.data_ptr() & 15, p.is_contiguous() or p.stride(), p.shape
+    return (*key, x.shape, x.get_device())
 
 
-def _run(p: Tensor, order: list[int], shape: tuple[int, ...]) -> tuple[int, int] | None:
+def _place_of(
+    p: float | Tensor | None, order: Sequence[int], shape: Sequence[int]
+) -> tuple[int, int] | None:
     """(inner, count): a parameter's entry at each offset is (offset // inner) % count.
 
     None if its axes do not form one run, or it does not lie in this order.
     """
-    p = p.permute(order)
-    wide = [axis for axis, length in enumerate(p.shape) if length != 1]
+    if p is None or isinstance(p, float):
+        return 1, 1
+    place = _place_of_shape([p.shape[axis] for axis in order], shape)
+    return place if p.permute(tuple(order)).is_contiguous() else None
+
+
+def _place_of_shape(lengths: Sequence[int], shape: Sequence[int]) -> tuple[int, int] | None:
+    wide = [axis for axis, length in enumerate(lengths) if length != 1]
     first, last = (wide[0], wide[-1] + 1) if wide else (0, 0)
-    if p.shape[first:last] != shape[first:last] or not p.is_contiguous():
+    if list(lengths[first:last]) != list(shape[first:last]):
         return None
-    return prod(shape[last:]), p.numel()
+    return prod(shape[last:]), prod(lengths)
 
 
-def _kind(p: Tensor, inner: int, count: int, size: int, pack: int, head: int) -> str:
+def _like(p: Any, size: int) -> bool:
+    """Whether a parameter is an array with an entry for every element."""
+    return p is not None and not isinstance(p, float) and p.numel() == size > 1
+
+
+def _kind(
+    p: Any, place: tuple[int, int], size: int, block: int, pack: int, aligned: bool
+) -> str | None:
     """How a kernel finds a parameter's entries: see `parameter` there."""
-    if count in (1, size):
-        return "element" if count == 1 else "full"
-    if inner * count >= PERIOD:
-        return "far"
-    if head:
-        return "any"
-    if inner % pack == 0:
-        return "pack"
-    return "lanes" if inner == 1 and count % pack == p.data_ptr() % 16 == 0 else "any"
+    if p is None or isinstance(p, float):
+        return None if p is None else "number"
+    inner, count = place
+    kinds = {
+        "element": count == 1,
+        "full": count == size,
+        "two": inner >= block,
+        "far": inner * count >= PERIOD,
+        "pack": aligned and inner % pack == 0,
+        "lanes": aligned and inner == 1 and count % pack == p.data_ptr() % 16 == 0,
+        "any": True,
+    }
+    return next(kind for kind, fits in kinds.items() if fits)
 
 
-def _packs(arrays: Sequence[Tensor]) -> tuple[int, int]:
+def _packs(arrays: Sequence[Tensor], shift: bool = True) -> tuple[int, int]:
     """(pack, head): the largest packs that begin at an address of their size in all arrays, and how
-    many elements before the arrays the first of them begins."""
+    many elements before the arrays the first of them begins (0 without shift)."""
     sizes = [x.element_size() for x in arrays]
     pack = _kernels().elementwise.BYTES // min(sizes)
     while pack > 1:
-        for head in range(pack):
+        for head in range(pack if shift else 1):
             if all(
                 (x.data_ptr() - head * size) % min(pack * size, 16) == 0
                 for x, size in zip(arrays, sizes, strict=True)
@@ -227,7 +257,7 @@ def elementwise(
     empty: Empty,
 ) -> None:
     """out = formula(*arrays, *params), in the order in which out lies in memory."""
-    key = (formula, out.get_device(), *map(_seen, (out, *arrays, *params)))
+    key = _key(formula, out, arrays, params)
     plan = _plans.get(key)
     if plan is None:
         plan = _elementwise_plan(formula, arrays, params, out)
@@ -235,18 +265,18 @@ def elementwise(
             _elementwise_of_copies(formula, arrays, params, out, empty)
             return
         _keep(key, plan)
-    p, q = (*params, 0.0, 0.0)[:2]
-    launch(
-        plan,
-        (
-            arrays[0],
-            arrays[1] if len(arrays) == 2 else None,
-            out,
-            *((p, None) if isinstance(p, float) else (0.0, p)),
-            *((q, None) if isinstance(q, float) else (0.0, q)),
-            *plan.numbers,
-        ),
-    )
+    given: tuple[Any, ...] = (arrays[0], arrays[1] if len(arrays) == 2 else None, out)
+    if params:
+        p, q = (*params, 0.0)[:2]
+        given += _number_and_array(p) + _number_and_array(q)
+    else:
+        given += 0.0, None, 0.0, None
+    launch(plan, given + plan.numbers)
+
+
+def _number_and_array(p: Any) -> tuple[float, Tensor | None]:
+    """A parameter as kernels take it."""
+    return (p, None) if type(p) is float else (0.0, p)
 
 
 def _elementwise_plan(
@@ -257,19 +287,17 @@ def _elementwise_plan(
     if order is None or not all(x.permute(order).is_contiguous() for x in arrays):
         return None
     shape, size = tuple(out.shape[axis] for axis in order), out.numel()
-    runs = [(1, 1) if isinstance(p, float) else _run(p, order, shape) for p in params]
-    if None in runs:
+    places: list[Any] = [_place_of(p, order, shape) for p in params]
+    if None in places:
         return None
-    given = [(p, *run) for p, run in zip(params, runs, strict=True) if run is not None]
     kernels = _kernels()
-    alike = [p for p, _, count in given if count == size != 1 and not isinstance(p, float)]
+    alike: list[Any] = [p for p in params if _like(p, size)]
     pack, head = _packs([*arrays, out, *alike])
     block = kernels.elementwise.block(min(x.element_size() for x in (*arrays, out)))
     kinds = [
-        "number" if isinstance(p, float) else _kind(p, inner, count, size, pack, head)
-        for p, inner, count in given
+        _kind(p, place, size, block, pack, head == 0)
+        for p, place in zip(params, places, strict=True)
     ]
-    places = [n for _, inner, count in given for n in (inner, count)]
     return Plan(
         kernels.elementwise.elementwise,
         (-(-(head + size) // block), 1, 1),
@@ -282,7 +310,7 @@ def _elementwise_plan(
             "PACK": pack,
         },
         kernels.elementwise.WARPS,
-        (head, size, *(*places, 1, 1, 1, 1)[:4]),
+        (head, size, *(n for place in (*places, (1, 1), (1, 1))[:2] for n in place or ())),
         out.get_device(),
     )
 
@@ -301,19 +329,20 @@ def _elementwise_of_copies(
         elementwise(formula, arrays, params, dense, empty)
         out.copy_(dense)
         return
-    shape = tuple(out.shape[axis] for axis in order)
     elementwise(
         formula,
-        [_contiguous(x.permute(order), empty) for x in arrays],
-        [p if isinstance(p, float) else _spelled(p, order, shape, empty) for p in params],
+        [_dense(x, order, empty) for x in arrays],
+        [_spelled(p, order, out.shape, empty) for p in params],
         out.permute(order),
         empty,
     )
 
 
-def _spelled(p: Tensor, order: list[int], shape: tuple[int, ...], empty: Empty) -> Tensor:
-    """A parameter in this order of axes, in memory that `_run` finds its entries in."""
-    p = p.permute(order)
+def _spelled(p: Any, order: list[int], unordered: Sequence[int], empty: Empty) -> Any:
+    """A parameter in this order of axes, in memory that `_place_of` finds its entries in."""
+    if p is None or isinstance(p, float):
+        return p
+    p, shape = p.permute(order), tuple(unordered[axis] for axis in order)
     wide = [axis for axis, length in enumerate(p.shape) if length != 1]
     if wide and p.shape[wide[0] : wide[-1] + 1] != shape[wide[0] : wide[-1] + 1]:
         p = p.expand(shape)
@@ -322,6 +351,302 @@ def _spelled(p: Tensor, order: list[int], shape: tuple[int, ...], empty: Empty) 
 
 def _index(size: int) -> Any:
     return _triton_dtype("int32" if size <= NARROW - 2**15 else "int64")
+
+
+# -- fused ----------------------------------------------------------------------------------------
+
+
+def fused(
+    fusion: Fusion,
+    x: Tensor,
+    params: Sequence[float | Tensor | None],
+    gate: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    empty: Empty,
+) -> None:
+    """out = dropout(act(scale·x + bias))·gate + residual."""
+    dropout = fusion.dropout
+    arrays = (x, gate, residual)
+    key = _key((fused, fusion.activation, dropout is None), out, arrays, params)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _fused_plan(fusion, arrays, params, out)
+        if plan is None:
+            order = _logical_order(fusion, out)
+            if order is None:
+                dense = empty(tuple(out.shape), _name(out.dtype))
+                fused(fusion, x, params, gate, residual, dense, empty)
+                out.copy_(dense)
+            else:
+                x, gate, residual = (_dense(a, order, empty) for a in arrays)
+                given = [_spelled(p, order, out.shape, empty) for p in params]
+                fused(fusion, x, given, gate, residual, out.permute(order), empty)
+            return
+        _keep(key, plan)
+    launch(plan, (*arrays, out, *_fused_arguments(dropout, params), *plan.numbers))
+
+
+def _logical_order(fusion: Fusion, x: Tensor) -> list[int] | None:
+    """The order of axes in which a kernel runs: with dropout the logical one, whose place in it
+    decides on each element. None if x does not lie so."""
+    order = _memory_order(x)
+    return order if fusion.dropout is None or order == list(range(x.ndim)) else None
+
+
+def _dense(x: Tensor | None, order: list[int], empty: Empty) -> Any:
+    return None if x is None else _contiguous(x.permute(order), empty)
+
+
+def _fused_arguments(dropout: Dropout | None, params: Sequence[Any]) -> tuple[Any, ...]:
+    """Parameters and dropout as kernels take them."""
+    chance = (0, 0, 0, 1.0)
+    if dropout is not None:
+        chance = (dropout.seed, dropout.offset, dropout.last, dropout.scale)
+    s, b, w = (_number_and_array(0.0 if p is None else p) for p in params)
+    return *s, *b, *w, *chance
+
+
+def _fused_plan(
+    fusion: Fusion,
+    arrays: Sequence[Tensor | None],
+    params: Sequence[float | Tensor | None],
+    out: Tensor,
+) -> Plan | None:
+    """None where an array does not lie in memory as out does."""
+    order = _logical_order(fusion, out)
+    given = [x for x in arrays if x is not None]
+    if order is None or not all(x.permute(order).is_contiguous() for x in given):
+        return None
+    shape, size = tuple(out.shape[axis] for axis in order), out.numel()
+    places: list[Any] = [_place_of(p, order, shape) for p in params]
+    if None in places:
+        return None
+    kernels = _kernels()
+    drops = fusion.dropout is not None
+    alike: list[Any] = [p for p in params if _like(p, size)]
+    aligned, head = _packs([*given, out, *alike], shift=not drops)
+    itemsize = min(x.element_size() for x in (*given, out))
+    block = kernels.elementwise.block(itemsize)
+    pack = max(4, kernels.elementwise.BYTES // itemsize) if drops else aligned
+    return Plan(
+        kernels.fused.fused,
+        (-(-(head + size) // block), 1, 1),
+        {
+            "FORMULA": fusion.forward and getattr(kernels.formulas, fusion.forward),
+            **{
+                name: _kind(p, place, size, block, pack, head == 0)
+                for name, p, place in zip(PARAMETERS, params, places, strict=True)
+            },
+            "DROPOUT": drops,
+            "INDEX": _index(size),
+            "DTYPE": _triton_dtype(_compute(*(x.dtype for x in given), out.dtype)),
+            "BLOCK": block,
+            "PACK": pack,
+            "ALIGNED": aligned,
+        },
+        kernels.elementwise.WARPS,
+        (head, size, *(n for place in places for n in place or ())),
+        out.get_device(),
+    )
+
+
+PARAMETERS = ("SCALE", "BIAS", "SLOPE")
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """One pass over x and dy, and where the sums of its tiles go."""
+
+    plan: Plan
+    partial: tuple[int, ...]  # the shape of each gradient's sums
+    dtype: str
+    runs: tuple[int, ...] | None = None  # what `collect` takes, where tiles meet two runs
+
+
+def fused_backward(
+    fusion: Fusion,
+    dy: Tensor,
+    x: Tensor,
+    params: Sequence[float | Tensor | None],
+    gate: Tensor | None,
+    dx: Tensor | None,
+    dgate: Tensor | None,
+    dparams: Sequence[Tensor | None],
+    empty: Empty,
+) -> None:
+    """The gradients that are not None: one pass over x and dy, and a small one over its sums."""
+    if not x.numel():
+        for gradient in dparams:
+            if gradient is not None:
+                gradient.zero_()
+        return
+    dropout = fusion.dropout
+    arrays = (dy, x, gate, dx, dgate)
+    name = (fused_backward, fusion.activation, dropout is None)
+    key = _key(name, x, arrays, (*params, *dparams))
+    way = _plans.get(key)
+    if way is None:
+        way = _backward_plan(fusion, arrays, params, dparams)
+        if way is None:
+            _backward_of_copies(fusion, arrays, params, dparams, empty)
+            return
+        _keep(key, way)
+    sums = way.plan.constexprs["SUMS"]
+    found = [
+        empty(way.partial, way.dtype) if summed else gradient
+        for summed, gradient in zip(sums, dparams, strict=True)
+    ]
+    launch(way.plan, (*arrays, *found, *_fused_arguments(dropout, params), *way.plan.numbers))
+    for summed, partial, gradient in zip(sums, found, dparams, strict=True):
+        if not summed or partial is None or gradient is None:
+            continue
+        if way.runs is not None and gradient.numel() > 1:
+            *numbers, block = way.runs
+            kernels = _kernels()
+            _launch_once(
+                kernels.fused.collect,
+                (gradient.numel(), 1, 1),
+                (partial, gradient, *numbers),
+                {"BLOCK": block, "LANES": kernels.fused.LANES},
+                kernels.fused.WARPS,
+            )
+        else:
+            _sum("linear_dbias", (partial,), gradient, 1, empty)
+
+
+def _backward_plan(
+    fusion: Fusion,
+    arrays: Sequence[Tensor | None],
+    params: Sequence[float | Tensor | None],
+    dparams: Sequence[Tensor | None],
+) -> Backward | None:
+    """None where one pass over these arrays, as they lie in memory, does not do."""
+    x = cast("Tensor", arrays[1])
+    order = _logical_order(fusion, x)
+    given = [a for a in arrays if a is not None]
+    if order is None or not all(a.permute(order).is_contiguous() for a in given):
+        return None
+    shape, size = tuple(x.shape[axis] for axis in order), x.numel()
+    places: list[Any] = [_place_of(p, order, shape) for p in (*params, *dparams)]
+    if None in places:
+        return None
+    wanted = [(d, p) for d, p in zip(dparams, places[3:], strict=True) if d is not None]
+    summed = {place for d, place in wanted if d.numel() not in (1, size)}
+    if len(summed) > 1:
+        return None
+    kernels = _kernels()
+    alike: list[Any] = [p for p in (*params, *dparams) if _like(p, size)]
+    sums = tuple(d is not None and not _like(d, size) for d in dparams)
+    dtype = _compute(*(a.dtype for a in given))
+    itemsize = min(a.element_size() for a in given)
+    drops = fusion.dropout is not None
+    constexprs = {
+        "FORWARD": fusion.forward and getattr(kernels.formulas, fusion.forward),
+        "BACKWARD": fusion.backward and getattr(kernels.formulas, fusion.backward),
+        "READS": fusion.reads[-1] if "dy" in fusion.reads else "derivative",
+        **dict.fromkeys(PARAMETERS),
+        "DROPOUT": drops,
+        "SUMS": sums,
+        "INDEX": None,
+        "DTYPE": _triton_dtype(dtype),
+        # what is added up is rounded once, behind the sum
+        "STORED": _triton_dtype(dtype if any(sums) else _name(x.dtype)),
+    }
+    inner, kept = next(iter(summed)) if summed else (size, 1)
+    numbers: tuple[Any, ...] = tuple(n for place in places[:3] for n in place)
+    block = kernels.fused.flat(inner, itemsize) if summed else kernels.elementwise.block(itemsize)
+    aligned, head = _packs([*given, *alike], shift=block > 0 and not drops)
+    if block:
+        pack = max(4, kernels.elementwise.BYTES // itemsize) if drops else aligned
+        tiles = -(-(head + size) // block)
+        for name, p, place in zip(PARAMETERS, params, places, strict=False):
+            constexprs[name] = _kind(p, place, size, block, pack, head == 0)
+        constexprs |= {"INDEX": _index(size), "BLOCK": block, "PACK": pack, "ALIGNED": aligned}
+        longest = (inner + block - 2) // block + 1
+        plan = Plan(
+            kernels.fused.flat_backward,
+            (tiles, 1, 1),
+            constexprs,
+            max(1, block * itemsize // 1024),
+            (head, size, inner if summed else None, *numbers),
+            x.get_device(),
+        )
+        if not summed:
+            return Backward(plan, (tiles,), dtype)
+        outer = size // (inner * kept)
+        return Backward(plan, (tiles, 2), dtype, (outer, kept, inner, head, longest, block))
+    cut = kernels.fused.columns(inner, kept, size, itemsize)
+    for name, p, place in zip(PARAMETERS, params, places, strict=False):
+        kind = _kind(p, place, size, size + 1, 1, False)
+        known = kind == "any" and cut.width % prod(place) == 0
+        constexprs[name] = "column" if known else kind
+    constexprs |= {
+        "RUNS": inner > 1,
+        "INDEX": _index((cut.rows + cut.together) * cut.width),
+        "ROWS": cut.together,
+        "COLUMNS": cut.columns,
+        "PACK": kernels.fused.PACK,
+        "ALIGNED": aligned,
+    }
+    plan = Plan(
+        kernels.fused.columns_backward,
+        cut.grid,
+        constexprs,
+        kernels.fused.WARPS,
+        (size, cut.rows, cut.width, cut.used, cut.chunk, inner, *numbers),
+        x.get_device(),
+    )
+    return Backward(plan, (cut.grid[1], cut.width // inner), dtype)
+
+
+def _backward_of_copies(
+    fusion: Fusion,
+    arrays: Sequence[Any],
+    params: Sequence[float | Tensor | None],
+    dparams: Sequence[Tensor | None],
+    empty: Empty,
+) -> None:
+    """By way of copies of what does not lie alike, and another pass for sums of another pattern."""
+    dy, x, gate, dx, dgate = arrays
+    order = _logical_order(fusion, x) or list(range(x.ndim))
+    shape, size = [x.shape[axis] for axis in order], x.numel()
+    targets: list[Any] = list(dparams)
+    spelled: list[tuple[Tensor, Tensor]] = []
+    pattern = None
+    for k, gradient in enumerate(dparams):
+        if gradient is None or gradient.numel() in (1, size):
+            continue
+        place = _place_of_shape([gradient.shape[axis] for axis in order], shape)
+        if place is None:  # no run of axes, so it is formed element by element and added up then
+            terms = empty(tuple(shape), _compute(x.dtype))
+            targets[k] = terms.permute([order.index(axis) for axis in range(x.ndim)])
+            spelled.append((targets[k], gradient))
+        elif place != (pattern := pattern or place):
+            targets[k] = None  # first, as dx may be where dy is
+            alone = [g if g is gradient else None for g in dparams]
+            fused_backward(fusion, dy, x, params, gate, None, None, alone, empty)
+    outputs: list[Any] = [g if g is None else g.permute(order) for g in (dx, dgate, *targets)]
+    dense = [
+        g if g is None or g.is_contiguous() else empty(tuple(g.shape), _name(g.dtype))
+        for g in outputs
+    ]
+    fused_backward(
+        fusion,
+        _dense(dy, order, empty),
+        _dense(x, order, empty),
+        [_spelled(p, order, x.shape, empty) for p in params],
+        _dense(gate, order, empty),
+        dense[0],
+        dense[1],
+        dense[2:],
+        empty,
+    )
+    for output, result in zip(outputs, dense, strict=True):
+        if output is not result:
+            output.copy_(result)
+    for terms, gradient in spelled:
+        reduce("linear_dbias", (terms,), gradient, empty)
 
 
 def reduce(formula: str, arrays: Sequence[Tensor], out: Tensor, empty: Empty) -> None:

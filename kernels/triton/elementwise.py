@@ -29,10 +29,20 @@ def packs(first, BLOCK: tl.constexpr, PACK: tl.constexpr):
 
 
 @triton.jit
-def at(array, offset, PACK: tl.constexpr):
-    """Pointers to packs. Their alignment is said here: Triton would not see it through `head`."""
+def at(array, offset, ALIGNED: tl.constexpr):
+    """Pointers, every ALIGNED-th of a row being a multiple of so many items, or of 16 bytes.
+
+    Triton would not see that through `head`.
+    """
     size: tl.constexpr = array.dtype.element_ty.primitive_bitwidth // 8
-    return tl.multiple_of(array + offset, [1, PACK * size if PACK * size < 16 else 16])
+    return tl.multiple_of(array + offset, [1, ALIGNED * size if ALIGNED * size < 16 else 16])
+
+
+@triton.jit
+def boundary(first, inner):
+    """Which run of `inner` elements a tile begins in, and where the next begins."""
+    run = tl.maximum(first, 0) // inner
+    return run, (run + 1) * inner
 
 
 @triton.jit
@@ -46,38 +56,45 @@ def parameter(
     mask,
     BLOCK: tl.constexpr,
     PACK: tl.constexpr,
+    ALIGNED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """A formula's parameter for a tile: a number, or entries of an array.
 
     KIND is "number"; "element", an array's only one; "full", an array like x; or entry
-    (offset // inner) % count: "pack" if all of a pack has the same (inner is a multiple of PACK),
-    "lanes" if a pack's entries are neighbours (inner is 1, count a multiple of PACK), else "any".
-    A division costs ten instructions in 32 bits and is a subroutine in 64: of an offset of 64
-    bits, only that of the tile is reduced by a period, unless a period itself is as "far".
+    (offset // inner) % count: of "two" at most in a tile (inner is no less than BLOCK), one in a
+    "pack" (inner is a multiple of PACK), neighbours in "lanes" (inner is 1, count a multiple of
+    PACK), or of "any". A division costs ten instructions in 32 bits and is a subroutine in 64: of
+    offsets of 64 bits, only the tile's is reduced by a period, unless that is as "far" itself.
     """
     if KIND == "number":
         return tl.full((1, 1), p, DTYPE)
     elif KIND == "element":
         return tl.load(array).to(DTYPE)
+    elif KIND == "two":
+        run, end = boundary(first, inner)
+        here = tl.load(array + run % count).to(DTYPE)
+        behind = tl.load(array + (run + 1) % count).to(DTYPE)
+        offset = packs(first, BLOCK, PACK) + tl.arange(0, PACK)[None, :]
+        return tl.where(offset < end, here, behind)
     else:
         lane = tl.arange(0, PACK)[None, :]
         if KIND == "full":
-            return tl.load(at(array, packs(first, BLOCK, PACK) + lane, PACK), mask=mask).to(DTYPE)
+            pointer = at(array, packs(first, BLOCK, PACK) + lane, ALIGNED)
+            return tl.load(pointer, mask=mask).to(DTYPE)
         elif KIND == "far":
             entry = (packs(first, BLOCK, PACK) + lane) // inner % count
             return tl.load(array + entry, mask=mask).to(DTYPE)
-        else:
+        else:  # entries are there for what lies before the arrays and behind them, too
             if first.dtype == tl.int64:
                 first = first % (inner.to(tl.int64) * count)
             place = packs(first.to(tl.uint32), BLOCK, PACK)
             inner = inner.to(tl.uint32)
             count = count.to(tl.uint32)
             if KIND == "pack":
-                entry = place // inner % count  # exists for every pack, be it behind the end
-                return tl.load(array + entry).to(DTYPE)
+                return tl.load(array + place // inner % count).to(DTYPE)
             elif KIND == "lanes":
-                return tl.load(at(array, place % count + lane, PACK)).to(DTYPE)
+                return tl.load(at(array, place % count + lane, ALIGNED)).to(DTYPE)
             else:
                 return tl.load(array + (place + lane) // inner % count).to(DTYPE)
 
@@ -152,10 +169,10 @@ def whole_or_masked(
     if b is not None:
         values = values + (tl.load(at(b, offset, PACK), mask=mask).to(DTYPE),)
     if P is not None:
-        p = parameter(p, p_array, p_inner, p_count, P, first, mask, BLOCK, PACK, DTYPE)
+        p = parameter(p, p_array, p_inner, p_count, P, first, mask, BLOCK, PACK, PACK, DTYPE)
         values = values + (p,)
     if Q is not None:
-        q = parameter(q, q_array, q_inner, q_count, Q, first, mask, BLOCK, PACK, DTYPE)
+        q = parameter(q, q_array, q_inner, q_count, Q, first, mask, BLOCK, PACK, PACK, DTYPE)
         values = values + (q,)
     STORED: tl.constexpr = out.dtype.element_ty
     y = FORMULA(*values, STORED)
