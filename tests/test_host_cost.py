@@ -1,0 +1,171 @@
+"""What a call costs before its kernel starts: our Python, timed with the launch taken out.
+
+The design's figures, in microseconds on a core that runs YARDSTICK's loop in the time stated there;
+a slower core gets as much more. The framework's own work (a new tensor, an empty autograd function,
+a gradient's bookkeeping) is timed beside ours and subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuact
+from gpuact import dispatch
+from tests import harness
+
+CALLS = 100  # in a sample: short, so that some samples meet no neighbour
+SAMPLES = 200
+
+
+def microseconds(call: Callable[[], object]) -> float:
+    """Of one call, at best."""
+    best = float("inf")
+    for _ in range(SAMPLES):
+        start = perf_counter()
+        for _ in range(CALLS):
+            call()
+        best = min(best, perf_counter() - start)
+    return best / CALLS * 1e6
+
+
+def yardstick() -> None:
+    """Twenty look-ups, calls and tuples: what dispatch is made of."""
+    table = {("a", 1): len}
+    for _ in range(20):
+        table.get(("a", 1), len)((1, 2))
+
+
+YARDSTICK = 0.7  # µs
+
+
+@pytest.fixture(scope="module")
+def slowness() -> float:
+    return max(1.0, microseconds(yardstick) / YARDSTICK)
+
+
+def held(record_property: Any, what: str, cost: float, limit: float, slowness: float) -> None:
+    row = (what, f"{cost:.1f}", f"{limit:.1f}", f"{slowness:.2f}")
+    columns = ("our Python before the launch", "µs", "at most", "slowness of this core")
+    record_property("table", ("host cost", columns, row))
+    assert cost <= limit * slowness, f"{what}: {cost:.2f} µs, at most {limit} × {slowness:.2f}"
+
+
+# -- torch tensors, the Triton backend ------------------------------------------------------------
+
+
+@pytest.fixture
+def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """CPU tensors that are taken for the Triton backend's, whose launch does nothing."""
+    torch = pytest.importorskip("torch")
+    backend = harness.make("triton-interpreter", monkeypatch).backend
+    monkeypatch.setattr(backend, "launch", lambda plan, args: None)
+    with gpuact.using("triton"):
+        yield torch
+
+
+# call → µs. One array or two, and numbers: 3; each further array is looked at as well. With `out`,
+# which may overlap, and with a parameter that is an array and takes x's number of dimensions, more.
+LIMITS = {
+    "relu(x)": 3.2,
+    "leaky_relu(x, 0.1)": 3.8,
+    "sigmoid_backward(dy, y)": 4.2,
+    "prelu(x, weight)": 6.5,
+    "relu(x, out=y)": 12.0,
+    "fused(x, 'relu', scale=2.0)": 7.0,
+}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("what", LIMITS)
+def test_a_call_without_gradients(on_triton, what, slowness, record_property):
+    torch = on_triton
+    x, y, w = torch.randn(4, 8, 16), torch.empty(4, 8, 16), torch.randn(8)
+    calls: dict[str, Callable[[], Any]] = {
+        "relu(x)": lambda: gpuact.relu(x),
+        "leaky_relu(x, 0.1)": lambda: gpuact.leaky_relu(x, 0.1),
+        "sigmoid_backward(dy, y)": lambda: gpuact.sigmoid_backward(x, y),
+        "prelu(x, weight)": lambda: gpuact.prelu(x, w),
+        "relu(x, out=y)": lambda: gpuact.relu(x, out=y),
+        "fused(x, 'relu', scale=2.0)": lambda: gpuact.fused(x, "relu", scale=2.0),
+    }
+    calls[what]()
+    new = 0.0 if "out" in what else microseconds(lambda: torch.empty_like(x))
+    held(record_property, what, microseconds(calls[what]) - new, LIMITS[what], slowness)
+
+
+def empty_function(torch: Any) -> Any:
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            y = torch.empty_like(x)
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            (y,) = ctx.saved_tensors
+            return torch.empty_like(y)
+
+    return Empty
+
+
+@pytest.mark.interpreter
+def test_a_call_with_gradients(on_triton, slowness, record_property):
+    """Forward and backward: what the two calls cost without gradients, an empty function, and 3."""
+    torch = on_triton
+    x, dy = torch.randn(4, 8, 16), torch.ones(4, 8, 16)
+    leaf = x.clone().requires_grad_()
+    empty = empty_function(torch)
+    gpuact.relu(leaf).backward(dy)
+    gpuact.relu_backward(dy, gpuact.relu(x))
+    new = microseconds(lambda: torch.empty_like(x))
+    bare = microseconds(lambda: gpuact.relu_backward(dy, gpuact.relu(x))) - 2 * new
+    beside = microseconds(lambda: empty.apply(leaf).backward(dy))
+    ours = microseconds(lambda: gpuact.relu(leaf).backward(dy))
+    what = "relu forward and backward, beyond an empty function and the bare calls"
+    held(record_property, what, ours - beside - bare, 3.0, slowness)
+
+
+@pytest.mark.interpreter
+def test_no_autograd_function_without_gradients(on_triton, monkeypatch):
+    torch = on_triton
+    autograd = pytest.importorskip("gpuact.torch.autograd")
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("an autograd function runs")
+
+    for name in ("_Activation", "_Learned", "_Fused"):
+        monkeypatch.setattr(autograd, name, SimpleNamespace(apply=refuse))
+    x = torch.randn(4, 8)
+    for given in (x, x.clone().requires_grad_()):
+        with torch.no_grad():
+            gpuact.relu(given)
+            gpuact.prelu(given, torch.ones(8))
+            gpuact.fused(given, "tanh", gate=given)
+    with pytest.raises(AssertionError, match="an autograd function runs"):
+        gpuact.relu(x.clone().requires_grad_())
+
+
+# -- CuPy -----------------------------------------------------------------------------------------
+
+ELEMENTWISE_KERNEL = 11.0  # µs: what CuPy's own Python takes for an ElementwiseKernel call
+
+
+def test_a_call_on_cupy(monkeypatch, slowness, record_property):
+    """No more of ours than an ElementwiseKernel's call; NumPy's arrays stand for CuPy's."""
+    pytest.importorskip("cupy")
+    backend = harness.make("cupy-ptx", monkeypatch, run=False).backend
+    monkeypatch.setattr(backend, "launch_elementwise", lambda *args: None)
+    monkeypatch.setattr(backend, "address", lambda array: 0)
+    monkeypatch.setitem(dispatch._usable, "numpy", backend)
+    x = np.zeros((4, 8, 16), np.float32)
+    gpuact.relu(x)
+    new = microseconds(lambda: np.empty_like(x))
+    cost = microseconds(lambda: gpuact.relu(x)) - new
+    held(record_property, "relu(x) on CuPy", cost, ELEMENTWISE_KERNEL, slowness)
