@@ -487,6 +487,7 @@ def columns_backward(
         tl.zeros([ROWS, COLUMNS], DTYPE),
         tl.zeros([ROWS, COLUMNS], DTYPE),
     )
+    complete = size // width
     begin = tl.program_id(1) * chunk
     end = tl.minimum(begin + chunk, rows)
     for start in range(begin, end, ROWS):
@@ -498,7 +499,7 @@ def columns_backward(
             drop = dropped(quarter + tl.arange(0, COLUMNS // 4)[None, :], seed, offset, last)
         else:
             drop = None
-        if (start + ROWS).to(INDEX) * width <= size:
+        if start + ROWS <= complete:
             sums = rows_backward(
                 dy, x, gate, dx, dgate, dscale, dbias, dslope, i, mask, s, b, w, sums,
                 s_array, s_inner, s_count, b_array, b_inner, b_count, l_array, l_inner, l_count,
