@@ -154,7 +154,7 @@ GPUACT_FORMULA T sigmoid_derivative(T x) {
 
 // Away from 0, 1 - 2 / (e^2x + 1): where the quotient is less than 1/2 its error counts for less,
 // so the fast instructions do for a float too, of |x|. Near 0 that cancels: there x (1 + x² P(x²)),
-// P minimax (relative error 2^-21 up to 1/4, 2^-29 up to 3/4). Both are computed and one chosen,
+// P minimax (relative error 2^-19 up to 1/10, 2^-29 up to 3/4). Both are computed and one chosen,
 // for neighbours differ. At infinity e^2x is inf and its reciprocal 0.
 GPUACT_FORMULA T tanh(T x) {
   if constexpr (sizeof(T) == sizeof(double)) {
@@ -162,8 +162,8 @@ GPUACT_FORMULA T tanh(T x) {
   } else if constexpr (is_half<STORED>) {
     const T far = T(1) - T(2) * reciprocal_fast(T(1) + exp2_fast(2 * LOG2_E * x));
     const T s = x * x;
-    const T near = product(x, multiply_add(s, multiply_add(s, 0.128764212f, -0.333245714f), T(1)));
-    return fabs(x) < T(0.25) ? near : far;
+    const T near = product(x, multiply_add(s, -0.332232522f, T(1)));
+    return fabs(x) < T(0.1) ? near : far;
   } else {
     const T far = T(1) - T(2) * reciprocal_fast(T(1) + exp2_fast(2 * LOG2_E * fabs(x)));
     const T s = x * x;

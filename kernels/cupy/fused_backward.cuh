@@ -37,7 +37,7 @@ __device__ T back(T da, T u, Absent) {
   return back(da, u);
 }
 
-// -- operands: load(k, i, n) is told how many elements there are, for packs at the ends ------------
+// -- operands: load(k, i, n) of packs that are not WHOLE leaves out what is none of n elements ------
 
 template <typename T>
 struct Input {
@@ -46,9 +46,10 @@ struct Input {
 
   __device__ Input(const void* data, double) : data((const T*)data) {}
   __device__ void start(const Channels&, INDEX) {}
+  template <bool WHOLE>
   __device__ void load(int k, long long i, long long n) {
-    if (i >= 0 && i + WIDTH <= n) {
-      pack[k] = *(const Pack<T>*)(data + i);
+    if constexpr (WHOLE) {
+      pack[k] = read(data + i);
     } else {
 #pragma unroll
       for (int j = 0; j < WIDTH; ++j) {
@@ -59,10 +60,10 @@ struct Input {
   __device__ C value(int k, int j) const { return as<C>(pack[k].of[j]); }
 };
 
-template <typename T>
+template <bool WHOLE, typename T>
 __device__ void store(const Pack<T>& pack, T* data, long long i, long long n) {
-  if (i >= 0 && i + WIDTH <= n) {
-    *(Pack<T>*)(data + i) = pack;
+  if constexpr (WHOLE) {
+    write(data + i, pack);
   } else {
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j) {
@@ -77,6 +78,7 @@ struct Constant {
 
   __device__ Constant(const void*, double number) : number(C(number)) {}
   __device__ void start(const Channels&, INDEX) {}
+  template <bool WHOLE>
   __device__ void load(int, long long, long long) {}
   __device__ C value(int, int) const { return number; }
 };
@@ -97,6 +99,7 @@ struct PerChannel {
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j) each[j] = as<C>(data[channels(column + j)]);
   }
+  template <bool WHOLE>
   __device__ void load(int, long long, long long) {}
   __device__ C value(int, int j) const { return each[j]; }
 };
@@ -104,6 +107,7 @@ struct PerChannel {
 struct Nothing {
   __device__ Nothing(const void*, double) {}
   __device__ void start(const Channels&, INDEX) {}
+  template <bool WHOLE>
   __device__ void load(int, long long, long long) {}
   __device__ Absent value(int, int) const { return {}; }
 };
@@ -114,6 +118,7 @@ struct Drawn {
   unsigned word[AT_ONCE][WIDTH];
 
   __device__ explicit Drawn(Philox generator) : generator(generator) {}
+  template <bool WHOLE>
   __device__ void load(int k, long long i, long long) {
     generator.words<WIDTH, ALIGNED>(i, word[k]);
   }
@@ -122,6 +127,7 @@ struct Drawn {
 
 struct Undrawn {
   __device__ explicit Undrawn(Philox) {}
+  template <bool WHOLE>
   __device__ void load(int, long long, long long) {}
   __device__ Absent value(int, int) const { return {}; }
 };
@@ -131,7 +137,9 @@ struct Undrawn {
 template <int MODE, typename T>
 struct Gradient {
   __device__ explicit Gradient(void*) {}
+  template <int ROWS>
   __device__ void take(int, int, C, bool) {}
+  template <bool WHOLE>
   __device__ void end(long long, long long) {}
   template <typename F>
   __device__ void finish(F) {}
@@ -145,11 +153,13 @@ struct Gradient<SUMMED, T> {
   C row[WIDTH];
 
   __device__ explicit Gradient(void* partial) : partial((T*)partial) {}
+  template <int ROWS>
   __device__ void take(int k, int j, C term, bool inside) {
     if (!inside) term = C(0);
     row[j] = k == 0 ? term : row[j] + term;
-    if (k == AT_ONCE - 1) sum[j] += row[j];
+    if (k == ROWS - 1) sum[j] += row[j];
   }
+  template <bool WHOLE>
   __device__ void end(long long, long long) {}
   template <typename F>
   __device__ void finish(F merge) {
@@ -163,10 +173,79 @@ struct Gradient<EACH, T> {
   Pack<T> pack;
 
   __device__ explicit Gradient(void* data) : data((T*)data) {}
-  __device__ void take(int, int j, C term, bool) { pack.of[j] = as<T>(term); }
-  __device__ void end(long long i, long long n) { store(pack, data, i, n); }
+  template <int ROWS>
+  __device__ void take(int, int j, C term, bool) {
+    pack.of[j] = as<T>(term);
+  }
+  template <bool WHOLE>
+  __device__ void end(long long i, long long n) {
+    store<WHOLE>(pack, data, i, n);
+  }
   template <typename F>
   __device__ void finish(F) {}
+};
+
+// -- a thread's columns ---------------------------------------------------------------------------
+
+struct Columns {
+  Input<DY> dys;
+  Input<Y> xs;
+  SCALE scales;
+  BIAS biases;
+  SLOPE slopes;
+  GATE gates;
+  WORDS words;
+  Dropout dropout;
+  DX* dx;
+  DGATE* dgate;
+  Gradient<D_SCALE, D_SCALE_TYPE> dscales;
+  Gradient<D_BIAS, D_BIAS_TYPE> dbiases;
+  Gradient<D_SLOPE, D_SLOPE_TYPE> dslopes;
+
+  // The packs that begin at element `first` and, row by row, `period` further on.
+  template <bool WHOLE, int ROWS>
+  __device__ void step(long long first, long long period, long long n) {
+#pragma unroll
+    for (int k = 0; k < ROWS; ++k) {
+      const long long i = first + k * period;
+      dys.load<WHOLE>(k, i, n);
+      xs.load<WHOLE>(k, i, n);
+      scales.template load<WHOLE>(k, i, n);
+      biases.template load<WHOLE>(k, i, n);
+      slopes.template load<WHOLE>(k, i, n);
+      gates.template load<WHOLE>(k, i, n);
+      words.template load<WHOLE>(k, i, n);
+    }
+#pragma unroll
+    for (int k = 0; k < ROWS; ++k) {
+      const long long i = first + k * period;
+      Pack<DX> dx_pack;
+      Pack<DGATE> dgate_pack;
+#pragma unroll
+      for (int j = 0; j < WIDTH; ++j) {
+        const C x = xs.value(k, j), dy = dys.value(k, j);
+        const auto scale = scales.value(k, j);
+        const auto slope = slopes.value(k, j);
+        const auto word = words.value(k, j);
+        const C u = affine(x, scale, biases.value(k, j));
+        const C da = dropout(affine(dy, gates.value(k, j), Absent{}), word);
+        const C du = back(da, u, slope);
+        const bool counts = WHOLE || (i + j >= 0 && i + j < n);
+        dx_pack.of[j] = as<DX>(affine(du, scale, Absent{}));
+        if (WRITES_DGATE) {
+          dgate_pack.of[j] = as<DGATE>(product(dy, dropout(activate(u, slope), word)));
+        }
+        dscales.take<ROWS>(k, j, linear_dscale<C>(du, x), counts);
+        dbiases.take<ROWS>(k, j, du, counts);
+        dslopes.take<ROWS>(k, j, prelu_dweight<C>(da, u), counts);
+      }
+      if (WRITES_DX) store<WHOLE>(dx_pack, dx, i, n);
+      if (WRITES_DGATE) store<WHOLE>(dgate_pack, dgate, i, n);
+      dscales.end<WHOLE>(i, n);
+      dbiases.end<WHOLE>(i, n);
+      dslopes.end<WHOLE>(i, n);
+    }
+  }
 };
 
 // -- where the sums go ----------------------------------------------------------------------------
@@ -224,7 +303,7 @@ __device__ void merge_columns(const Sums& s, const C (&sum)[WIDTH], C* partial, 
 
 }  // namespace gpuact
 
-extern "C" __global__ void __launch_bounds__(gpuact::THREADS)
+extern "C" __global__ void __launch_bounds__(gpuact::THREADS, 1)
 fused_backward(const void* dy, const void* x, const void* scale, const void* bias,
                const void* slope, const void* gate, double scale_number, double bias_number,
                double slope_number, DX* dx, DGATE* dgate, void* dscale, void* dbias, void* dslope,
@@ -237,76 +316,41 @@ fused_backward(const void* dy, const void* x, const void* scale, const void* bia
   const Sums sums = {period, kept, inner, offset, tiles, entries, merged, lanes};
   const long long tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
   const long long column = tile * TILE + threadIdx.x * WIDTH;
-  const bool inside = column < period;
-
-  Input<DY> dys(dy, 0);
-  Input<Y> xs(x, 0);
-  SCALE scales(scale, scale_number);
-  BIAS biases(bias, bias_number);
-  SLOPE slopes(slope, slope_number);
-  GATE gates(gate, 0);
-  WORDS words(Philox{{seed0, seed1}, {offset0, offset1}});
-  const Dropout dropout = {last, C(kept_scale)};
-  Gradient<D_SCALE, D_SCALE_TYPE> dscales(dscale);
-  Gradient<D_BIAS, D_BIAS_TYPE> dbiases(dbias);
-  Gradient<D_SLOPE, D_SLOPE_TYPE> dslopes(dslope);
-
-  const Channels channels = {{(INDEX)inner, (INDEX)inner_factor}, {(INDEX)kept, (INDEX)kept_factor}};
-  if (inside) {
-    scales.start(channels, column + offset);
-    biases.start(channels, column + offset);
-    slopes.start(channels, column + offset);
-  }
-
-  const long long end = inside ? min((part + 1) * chunk, rows) : 0;
-  for (long long row = part * chunk; row < end; row += AT_ONCE) {
-#pragma unroll
-    for (int k = 0; k < AT_ONCE; ++k) {
-      if (row + k >= end) continue;
-      const long long i = (row + k) * period + column - shift;
-      dys.load(k, i, n);
-      xs.load(k, i, n);
-      scales.load(k, i, n);
-      biases.load(k, i, n);
-      slopes.load(k, i, n);
-      gates.load(k, i, n);
-      words.load(k, i, n);
-    }
-#pragma unroll
-    for (int k = 0; k < AT_ONCE; ++k) {
-      const long long i = (row + k) * period + column - shift;
-      const bool here = row + k < end, whole = here && i >= 0 && i + WIDTH <= n;
-      Pack<DX> dx_pack;
-      Pack<DGATE> dgate_pack;
-#pragma unroll
-      for (int j = 0; j < WIDTH; ++j) {
-        const C x = xs.value(k, j), dy = dys.value(k, j);
-        const auto scale = scales.value(k, j);
-        const auto slope = slopes.value(k, j);
-        const auto word = words.value(k, j);
-        const C u = affine(x, scale, biases.value(k, j));
-        const C da = dropout(affine(dy, gates.value(k, j), Absent{}), word);
-        const C du = back(da, u, slope);
-        const bool counts = whole || (here && i + j >= 0 && i + j < n);
-        dx_pack.of[j] = as<DX>(affine(du, scale, Absent{}));
-        if (WRITES_DGATE) dgate_pack.of[j] = as<DGATE>(product(dy, dropout(activate(u, slope), word)));
-        dscales.take(k, j, linear_dscale<C>(du, x), counts);
-        dbiases.take(k, j, du, counts);
-        dslopes.take(k, j, prelu_dweight<C>(da, u), counts);
-      }
-      if (here) {
-        if (WRITES_DX) store(dx_pack, dx, i, n);
-        if (WRITES_DGATE) store(dgate_pack, dgate, i, n);
-        dscales.end(i, n);
-        dbiases.end(i, n);
-        dslopes.end(i, n);
+  Columns mine = {Input<DY>(dy, 0),
+                  Input<Y>(x, 0),
+                  SCALE(scale, scale_number),
+                  BIAS(bias, bias_number),
+                  SLOPE(slope, slope_number),
+                  GATE(gate, 0),
+                  WORDS(Philox{{seed0, seed1}, {offset0, offset1}}),
+                  {last, C(kept_scale)},
+                  dx,
+                  dgate,
+                  Gradient<D_SCALE, D_SCALE_TYPE>(dscale),
+                  Gradient<D_BIAS, D_BIAS_TYPE>(dbias),
+                  Gradient<D_SLOPE, D_SLOPE_TYPE>(dslope)};
+  if (column < period) {
+    const Channels channels = {{(INDEX)inner, (INDEX)inner_factor},
+                               {(INDEX)kept, (INDEX)kept_factor}};
+    mine.scales.start(channels, column + offset);
+    mine.biases.start(channels, column + offset);
+    mine.slopes.start(channels, column + offset);
+    const long long end = min((part + 1) * chunk, rows);
+    for (long long row = part * chunk; row < end;) {
+      const long long i = row * period + column - shift;
+      if (row + AT_ONCE <= end && i >= 0 && i + (AT_ONCE - 1) * period + WIDTH <= n) {
+        mine.step<true, AT_ONCE>(i, period, n);
+        row += AT_ONCE;
+      } else {  // the last rows of a chunk, and packs at either end of memory
+        mine.step<false, 1>(i, period, n);
+        ++row;
       }
     }
   }
   const auto merge = [&](const C(&sum)[WIDTH], C* partial) {
     merge_columns(sums, sum, partial, part, tile);
   };
-  dscales.finish(merge);
-  dbiases.finish(merge);
-  dslopes.finish(merge);
+  mine.dscales.finish(merge);
+  mine.dbiases.finish(merge);
+  mine.dslopes.finish(merge);
 }

@@ -28,6 +28,59 @@ struct alignas(WIDTH * sizeof(T) < 16 ? WIDTH * sizeof(T) : 16) Pack {
   T of[WIDTH];
 };
 
+// One access to memory: 16 bytes, or the whole of a smaller pack. Spelled out, for the compiler
+// takes a struct apart and, before sm_100, does not always join its stores again: hence `store`.
+template <int BYTES>
+struct Word {
+  using type = uint4;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<4> {
+  using type = unsigned;
+};
+template <>
+struct Word<2> {
+  using type = unsigned short;
+};
+template <>
+struct Word<1> {
+  using type = unsigned char;
+};
+
+template <typename W>
+__device__ void store(W* to, W word) {
+  *to = word;
+}
+__device__ void store(uint4* to, uint4 word) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+
+template <typename T>
+__device__ Pack<T> read(const T* from) {
+  using W = typename Word<sizeof(Pack<T>)>::type;
+  W words[sizeof(Pack<T>) / sizeof(W)];
+#pragma unroll
+  for (int k = 0; k < sizeof(words) / sizeof(W); ++k) words[k] = ((const W*)from)[k];
+  Pack<T> pack;
+  memcpy(&pack, words, sizeof(pack));
+  return pack;
+}
+
+template <typename T>
+__device__ void write(T* to, const Pack<T>& pack) {
+  using W = typename Word<sizeof(Pack<T>)>::type;
+  W words[sizeof(Pack<T>) / sizeof(W)];
+  memcpy(words, &pack, sizeof(pack));
+#pragma unroll
+  for (int k = 0; k < sizeof(words) / sizeof(W); ++k) store((W*)to + k, words[k]);
+}
+
 struct Formula {
   template <typename... T>
   __device__ C operator()(T... values) const {
@@ -45,7 +98,7 @@ struct Array {
   Pack<T> pack[AT_ONCE];
 
   __device__ explicit Array(unsigned long long address) : data((const T*)address) {}
-  __device__ void load(int k, INDEX i) { pack[k] = *(const Pack<T>*)(data + i); }
+  __device__ void load(int k, INDEX i) { pack[k] = read(data + i); }
   __device__ C value(int k, int j) const { return as<C>(pack[k].of[j]); }
   __device__ C at(INDEX i) const { return as<C>(data[i]); }
 };
@@ -160,7 +213,7 @@ __device__ void elementwise(INDEX thread, INDEX head, INDEX n, Y* y, F formula,
       Pack<Y> result;
 #pragma unroll
       for (int j = 0; j < WIDTH; ++j) result.of[j] = as<Y>(formula(operands.value(k, j)...));
-      *(Pack<Y>*)(y + head + pack * WIDTH) = result;
+      write(y + head + pack * WIDTH, result);
     }
   }
   // The first threads also take the elements before and behind all packs, one each.
