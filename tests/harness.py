@@ -188,7 +188,7 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
 
 
 def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[..., None]]:
-    from tests.ptxrun import run_ptx
+    from tests.ptxrun import device_address, run_ptx
     from tests.ptxrun.cupyrun import Address, elementwise_source, parsed, raw_source
 
     def launch(source: Any, name: str, grid: Any, block: Any, arrays: tuple[Any, ...]) -> None:
@@ -217,7 +217,7 @@ def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[.
         launch(raw_source(module, given), name, grid, block, args)
 
     def address(array: Array) -> int:
-        return int(array.ctypes.data)
+        return device_address(array)
 
     return {
         "address": address,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ Array = Any  # cupy.ndarray: CuPy has no types, and may not be there
 Empty = Callable[[tuple[int, ...], str], Array]
 
 INSTALL = 'pip install "gpuact[cuda13]" (or "gpuact[cuda12]" for a CUDA 12 driver)'
+SECTOR = 32  # bytes: kernels depend on addresses modulo this
 OLDEST = 80  # compute capability 8.0: bfloat16 arithmetic
 
 PROBE = '#include <cuda_fp16.h>\n#include <cuda_bf16.h>\nextern "C" __global__ void probe() {}\n'
@@ -87,19 +89,18 @@ def launch_raw(
     _function(module, name)(grid, block, arguments)
 
 
-def _spec(x: Array | float | None) -> Any:
-    """All that a launch depends on, in a form that can be looked up."""
-    if x is None or isinstance(x, float):
-        return type(x)
-    return x.dtype, x.shape, x.strides, address(x) & 15
+@cache
+def _kernels() -> Any:
+    """The modules of kernels, once CuPy is asked for: an import by each call takes 1 µs."""
+    from ..kernels.cupy import elementwise, fused
+
+    return SimpleNamespace(elementwise=elementwise, fused=fused)
 
 
 def elementwise(
     formula: str, arrays: Sequence[Array], params: Sequence[Array | float], out: Array, empty: Empty
 ) -> None:
-    from ..kernels.cupy.elementwise import plan
-
-    _run(plan, formula, None, (*arrays, *params), out)
+    _run(formula, None, (*arrays, *params), out, ())
 
 
 def fused(
@@ -111,12 +112,14 @@ def fused(
     out: Array,
     empty: Empty,
 ) -> None:
-    from ..kernels.cupy.elementwise import plan
-
-    dropout = fusion.dropout
-    numbers = () if dropout is None else _dropout_numbers(dropout)
-    operands = (x, *params, gate, residual)
-    _run(plan, fusion.forward or "identity", dropout is not None, operands, out, numbers)
+    operands, dropout = (x, *params, gate, residual), fusion.dropout
+    formula = fusion.forward or "identity"
+    if dropout is None:
+        _run(formula, False, operands, out, ())
+    else:
+        seed, offset, half = dropout.seed, dropout.offset, 0xFFFFFFFF
+        numbers = (seed & half, seed >> 32, offset & half, offset >> 32)
+        _run(formula, True, operands, out, (*numbers, dropout.last, dropout.scale))
 
 
 def fused_backward(
@@ -130,34 +133,32 @@ def fused_backward(
     dparams: Sequence[Array | None],
     empty: Empty,
 ) -> None:
-    from ..kernels.cupy.fused import launches
-
-    for launch in launches(fusion, dy, x, params, gate, dx, dgate, dparams, empty, address):
+    operands = (dy, x, params, gate, dx, dgate, dparams)
+    for launch in _kernels().fused.launches(fusion, *operands, empty, address):
         launch_raw(*launch)
 
 
-def _dropout_numbers(dropout: Any) -> tuple[float, ...]:
-    """The generator's key and counter in halves of 32 bits, what drops, what others gain."""
-    halves = (n >> shift & 0xFFFFFFFF for n in (dropout.seed, dropout.offset) for shift in (0, 32))
-    return *halves, dropout.last, dropout.scale
-
-
 def _run(
-    plan: Any,
     formula: str,
     dropout: bool | None,
     operands: Sequence[Array | float | None],
     out: Array,
-    numbers: tuple[float, ...] = (),
+    numbers: tuple[float, ...],
 ) -> None:
-    kernel, more, size = plan(formula, dropout, *[_spec(x) for x in operands], _spec(out))
+    """Look the kernel up by all that it depends on, and launch it."""
+    specs: list[Any] = [(out.dtype, out.shape, out.strides, address(out) % SECTOR)]
     arrays, floats = [], []
     for x in operands:
-        if isinstance(x, float):
+        if x is None:
+            specs.append(None)
+        elif isinstance(x, float):
+            specs.append(float)
             floats.append(x)
-        elif x is not None:
+        else:
+            specs.append((x.dtype, x.shape, x.strides, address(x) % SECTOR))
             arrays.append(x)
-    launch_elementwise(kernel, [*arrays, out], (*floats, *numbers, *more), size)
+    kernel, more, size = _kernels().elementwise.plan(formula, dropout, *specs)
+    launch_elementwise(kernel, (*arrays, out), (*floats, *numbers, *more), size)
 
 
 def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:

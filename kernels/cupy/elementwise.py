@@ -21,10 +21,11 @@ from . import text, typedefs
 BLOCK = 128  # threads; packs.cuh has both numbers too
 BYTES = 32  # of one array, for each thread
 MOST_PACKS = 16  # for each thread
+SECTOR = 32  # bytes: what memory moves at least
 NARROW = 1 << 30  # arrays with more elements are counted in 64 bits
 
-# An array as a plan sees it: dtype, shape, strides in bytes, address modulo 16. Beside arrays there
-# are numbers (float) and operands that there are not (None's type).
+# An array as a plan sees it: dtype, shape, strides in bytes, address modulo SECTOR. Beside arrays
+# there are numbers (float) and operands that there are not (None).
 Spec = Any
 
 # How kernels spell an operand: n is its name, t its type, c its channels
@@ -72,8 +73,8 @@ class Operand(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def plan(formula: str, dropout: bool | None, *specs: Spec) -> Plan:
-    """For these operands, the result's last. dropout: None for a formula by itself, else fused."""
-    *operands, out = specs
+    """For the result and operands. dropout: None for a formula by itself, else fused."""
+    out, *operands = specs
     packed = pack(dropout, operands, out)
     if packed is None:
         kinds = [_kind(spec) for spec in operands]
@@ -82,7 +83,7 @@ def plan(formula: str, dropout: bool | None, *specs: Spec) -> Plan:
 
 
 def _kind(spec: Spec) -> str:
-    return {float: "number", type(None): "absent"}.get(spec, "array")
+    return {float: "number", None: "absent"}.get(spec, "array")
 
 
 def memory(spec: Spec) -> Layout | None:
@@ -118,17 +119,22 @@ def pattern(spec: Spec, layout: Layout) -> tuple[int, int] | None:
 
 
 def width(out: Spec, alike: Sequence[Spec]) -> tuple[int, int]:
-    """The widest pack that all these arrays share, and the element where the first one begins."""
-    size = out[0].itemsize
+    """The widest pack that all these arrays share, and the element where the first one begins.
+
+    Packs of 16 bytes begin with a sector of the result's (a warp would touch one more than it
+    fills), and of all arrays that share their address so far.
+    """
+    size, phase = out[0].itemsize, out[3]
     elements = 16 // size
     while elements > 1:
         heads = []
-        for dtype, _, _, phase in alike:
+        for dtype, _, _, place in alike:
             unit = min(16, elements * dtype.itemsize)
-            heads.append((-phase % unit // dtype.itemsize, unit // dtype.itemsize))
+            heads.append((-place % unit // dtype.itemsize, unit // dtype.itemsize))
         head = max(heads, key=lambda pair: pair[1])[0]
         if all(head % modulus == h for h, modulus in heads):
-            return elements, head
+            odd = elements * size == 16 and (phase + head * size) % SECTOR
+            return elements, head + elements if odd else head
         elements //= 2
     return 1, 0
 

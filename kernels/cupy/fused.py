@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import Launch, compute_name, raw_module, reduce, text
-from .elementwise import factor, memory, pattern, width
+from .elementwise import SECTOR, factor, memory, pattern, width
 
 THREADS = 256  # of a block; fused_backward.cuh has the number too
 TILES = 8  # of a row, about: whole periods then leave few of the last tile's threads idle
@@ -94,7 +94,7 @@ def launches(
         return
 
     def spec(array: Any) -> Any:
-        return array.dtype, array.shape, array.strides, address(array) & 15
+        return array.dtype, array.shape, array.strides, address(array) % SECTOR
 
     layout = memory(spec(x))
     if layout is None or (fusion.dropout and list(layout.axes) != sorted(layout.axes)):
@@ -164,9 +164,10 @@ def launches(
     arrays += [p for p, (kind, _) in zip(read, kinds, strict=True) if kind == "each"] + written
     specs = [spec(a) for a in arrays if a is not None]
     elements, head = width(spec(x_dense), specs)
-    shift, tile = -head % elements, THREADS * elements
+    sector = 2 * elements if elements * x.itemsize == 16 else elements
+    shift, tile = -head % sector, THREADS * elements
     size, run = x.size + shift, inner * kept
-    base = run * elements // gcd(run, elements)
+    base = run * sector // gcd(run, sector)  # so that rows begin with one
     period = base * max(1, min(TILES * tile // base, -(-size // base)))
     rows = -(-size // period)
     if rows == 1:

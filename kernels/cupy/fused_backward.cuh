@@ -341,7 +341,10 @@ fused_backward(const void* dy, const void* x, const void* scale, const void* bia
       if (row + AT_ONCE <= end && i >= 0 && i + (AT_ONCE - 1) * period + WIDTH <= n) {
         mine.step<true, AT_ONCE>(i, period, n);
         row += AT_ONCE;
-      } else {  // the last rows of a chunk, and packs at either end of memory
+      } else if (i >= 0 && i + WIDTH <= n) {  // the last rows of a chunk
+        mine.step<true, 1>(i, period, n);
+        ++row;
+      } else {  // a pack at either end of memory
         mine.step<false, 1>(i, period, n);
         ++row;
       }

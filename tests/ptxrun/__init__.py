@@ -2,7 +2,7 @@
 
 from .errors import PTXError, PTXRace
 from .machine import run_ptx, unsupported
-from .memory import Struct, carray, cindexer
+from .memory import Struct, carray, cindexer, device_address
 from .parse import PTXModule
 from .stats import Stats
 
@@ -14,6 +14,7 @@ __all__ = [
     "Struct",
     "carray",
     "cindexer",
+    "device_address",
     "run_ptx",
     "unsupported",
 ]

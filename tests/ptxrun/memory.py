@@ -97,6 +97,12 @@ def _extent(x: Any) -> tuple[int, int, int, bool]:
     return lo, hi if x.size else lo, (lo - start + owner_phase) % 256, x.flags.writeable
 
 
+def device_address(x: np.ndarray) -> int:
+    """Where an array begins, modulo 256, when it is a kernel's argument."""
+    lo, _, phase, _ = _extent(x)
+    return int(phase + x.__array_interface__["data"][0] - lo)
+
+
 class GlobalMemory:
     """Separate allocations, far apart, so that no overrun of one lands in another."""
 
