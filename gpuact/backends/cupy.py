@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..fusion import Fusion
+
 Array = Any  # cupy.ndarray: CuPy has no types, and may not be there
 Empty = Callable[[tuple[int, ...], str], Array]
 
@@ -104,7 +106,7 @@ def elementwise(
 
 
 def fused(
-    fusion: Any,
+    fusion: Fusion,
     x: Array,
     params: Sequence[Array | float | None],
     gate: Array | None,
@@ -113,7 +115,7 @@ def fused(
     empty: Empty,
 ) -> None:
     operands, dropout = (x, *params, gate, residual), fusion.dropout
-    formula = fusion.forward or "identity"
+    formula = _names(fusion.activation)[0]
     if dropout is None:
         _run(formula, False, operands, out, ())
     else:
@@ -123,7 +125,7 @@ def fused(
 
 
 def fused_backward(
-    fusion: Any,
+    fusion: Fusion,
     dy: Array,
     x: Array,
     params: Sequence[Array | float | None],
@@ -134,8 +136,17 @@ def fused_backward(
     empty: Empty,
 ) -> None:
     operands = (dy, x, params, gate, dx, dgate, dparams)
-    for launch in _kernels().fused.launches(fusion, *operands, empty, address):
+    launches = _kernels().fused.launches
+    for launch in launches(_names(fusion.activation), fusion.dropout, *operands, empty, address):
         launch_raw(*launch)
+
+
+@cache
+def _names(activation: str) -> tuple[str, str, str]:
+    """The formulas forward and backward, and what backward reads, as kernels spell it."""
+    fusion = Fusion(activation)
+    reads = _kernels().fused.READS[fusion.reads]
+    return fusion.forward or "identity", fusion.backward or "identity", reads
 
 
 def _run(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import gcd, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import Launch, compute_name, raw_module, reduce, text
-from .elementwise import SECTOR, factor, memory, pattern, width
+from .elementwise import SECTOR, Spec, factor, memory, pattern, width
 
 THREADS = 256  # of a block; fused_backward.cuh has the number too
 TILES = 8  # of a row, about: whole periods then leave few of the last tile's threads idle
@@ -75,8 +75,127 @@ def _header(name: str) -> str:
     return text(f"{name}.cuh")
 
 
+class Stage(NamedTuple):
+    """How one parameter's sum is finished."""
+
+    parameter: int
+    kernels: Any
+    direct: bool  # the sums of channels are the result; else their sum is
+
+
+class Plan(NamedTuple):
+    """What runs where all arrays lie as x does, and the numbers that it takes."""
+
+    kernels: Any
+    blocks: int
+    geometry: tuple[Any, ...]
+    written: tuple[str, ...]  # what becomes of each parameter's gradient
+    partial: int  # sums that the blocks leave, for each parameter
+    compute: str
+    kept: int
+    merge: tuple[Any, ...]
+    stages: tuple[Stage, ...]
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    names: tuple[str, str, str], dropout: bool, dy: Spec, x: Spec, gate: Spec, dx: Spec,
+    dgate: Spec, params: tuple[Spec, ...], dparams: tuple[Spec, ...],
+) -> Plan | None:  # fmt: skip
+    """None if an array lies otherwise, or a second pattern of channels is asked for."""
+    layout = memory(x)
+    if layout is None or (dropout and list(layout.axes) != sorted(layout.axes)):
+        return None
+    size, compute = prod(x[1]), compute_name(x[0].name)
+    alike = [spec for spec in (dy, x, gate, dx, dgate) if spec is not None]
+
+    channels: tuple[int, int] | None = None
+    kinds, gradients = [], []
+    for param, d in zip(params, dparams, strict=True):
+        kind, dtype = ("none" if param is None else "number"), compute
+        mode, result = ("UNWANTED" if d is None else "SUMMED"), compute
+        if param is not None and param is not float:
+            found, dtype = pattern(param, layout), param[0].name
+            if prod(param[1]) == 1:
+                kind = "only"
+            elif found == (1, size):
+                kind, alike = "each", [*alike, param]
+            elif found is not None and channels in (None, found):
+                kind, channels = "channel", found
+            else:
+                return None
+            if kind == "channel" and d is not None and pattern(d, layout) != found:
+                return None
+            if kind == "each" and d is not None:
+                mode, result, alike = "EACH", d[0].name, [*alike, d]
+        kinds.append((kind, dtype))
+        gradients.append((mode, result))
+    if any(pattern(spec, layout) != (1, size) for spec in alike):
+        return None
+
+    inner, kept = channels or (1, 1)
+    elements, head = width(x, alike)
+    sector = 2 * elements if elements * x[0].itemsize == 16 else elements
+    shift, tile = -head % sector, THREADS * elements
+    run = inner * kept
+    base = run * sector // gcd(run, sector)  # so that rows begin with one
+    period = base * max(1, min(TILES * tile // base, -(-(size + shift) // base)))
+    rows = -(-(size + shift) // period)
+    if rows == 1:
+        period = -(-(size + shift) // elements) * elements
+    tiles = -(-period // tile)
+    offset = -shift % run
+    merged = run <= tile
+    entries = kept if merged else (period + offset) // inner - offset // inner + tiles
+    summed = sum(mode == "SUMMED" for mode, _ in gradients)
+    left = (kept if merged else tile // inner + 2) if summed else 0  # by a block
+
+    traffic = sum(spec[0].itemsize for spec in alike)
+    least = -(-2 * SHARE * left * summed * np.dtype(compute).itemsize // (tile * traffic))
+    chunk = min(max(FEWEST_ROWS, rows * tiles // BLOCKS), MOST_ROWS)
+    chunk = min(max(chunk, min(least, MOST_ROWS_FOR_SUMS)), rows)
+    chunks = -(-rows // chunk)
+    lanes = 1
+    while lanes < 32 and 2 * lanes * left <= THREADS:
+        lanes *= 2
+
+    kernels = module(
+        x[0].name,
+        dy[0].name,
+        dx and dx[0].name,
+        dgate and dgate[0].name,
+        ("none", compute) if gate is None else ("each", gate[0].name),
+        tuple(kinds),
+        tuple(gradients),
+        names,
+        shift % min(4, elements) == 0 if dropout else None,
+        elements,
+    )
+    factors = [_signed(factor(d, 64)) for d in (inner, kept)]
+    geometry = (size, shift, rows, chunk, period, tiles, kept, inner, *factors, offset, entries)
+    stages = []
+    for k, ((mode, _), (kind, _), d) in enumerate(zip(gradients, kinds, dparams, strict=True)):
+        if mode == "SUMMED":
+            direct = kind == "channel" or kept == 1
+            result = d[0].name if direct else compute
+            stages.append(Stage(k, merge_module(compute, result), direct))
+    return Plan(
+        kernels,
+        chunks * tiles,
+        (*geometry, np.int32(merged), np.int32(lanes)),
+        tuple(mode for mode, _ in gradients),
+        chunks * tiles * kept if merged else chunks * entries,
+        compute,
+        kept,
+        (chunks * tiles if merged else chunks, period, kept, inner, offset, tile, entries)
+        + (np.int32(merged),),
+        tuple(stages),
+    )
+
+
 def launches(
-    fusion: Any,
+    names: tuple[str, str, str],
+    dropout: Any,
     dy: Any,
     x: Any,
     params: Sequence[Any],
@@ -87,170 +206,115 @@ def launches(
     empty: Empty,
     address: Callable[[Any], int],
 ) -> Iterator[Launch]:
+    """names: the formulas forward and backward, and what backward reads."""
+
+    def spec(array: Any) -> Spec:
+        if array is None:
+            return None
+        if isinstance(array, float):
+            return float
+        return array.dtype, array.shape, array.strides, address(array) % SECTOR
+
     if x.size == 0:
         for d in dparams:
             if d is not None:
                 d[...] = 0
         return
+    operands = [spec(a) for a in (dy, x, gate, dx, dgate)]
+    specs = tuple([spec(p) for p in params]), tuple([spec(d) for d in dparams])
+    found = plan(names, dropout is not None, *operands, *specs)
+    if found is None:
+        arrays = (dy, x, params, gate, dx, dgate, dparams)
+        yield from _unlike(names, dropout, *arrays, empty, address, spec)
+        return
 
-    def spec(array: Any) -> Any:
-        return array.dtype, array.shape, array.strides, address(array) % SECTOR
+    read = [None if isinstance(p, float) else p for p in params]
+    numbers = [p if isinstance(p, float) else 0.0 for p in params]
+    written = [
+        empty((found.partial,), found.compute) if mode == "SUMMED" else d
+        for mode, d in zip(found.written, dparams, strict=True)
+    ]
+    words = NO_WORDS if dropout is None else _words(dropout)
+    args = (dy, x, *read, gate, *numbers, dx, dgate, *written, *words, *found.geometry)
+    yield found.kernels, "fused_backward", (found.blocks,), (THREADS,), args
 
+    across, along = MANY_CHANNELS if found.kept >= MANY_CHANNELS[0] else FEW_CHANNELS
+    for k, kernels, direct in found.stages:
+        result = dparams[k] if direct else empty((found.kept,), found.compute)
+        merge = (written[k], result, *found.merge)
+        yield kernels, "merge_blocks", (-(-found.kept // across),), (across, along), merge
+        if not direct:
+            yield from reduce.launches("linear_dbias", (result,), dparams[k].reshape((1,)), empty)
+
+
+NO_WORDS = (*[np.uint32(0)] * 5, 0.0)
+
+
+def _words(dropout: Any) -> tuple[Any, ...]:
+    halves = (n >> s & 0xFFFFFFFF for n in (dropout.seed, dropout.offset) for s in (0, 32))
+    return (*map(np.uint32, halves), np.uint32(dropout.last), dropout.scale)
+
+
+def _unlike(
+    names: tuple[str, str, str], dropout: Any, dy: Any, x: Any, params: Sequence[Any], gate: Any,
+    dx: Any, dgate: Any, dparams: Sequence[Any], empty: Empty, address: Callable[[Any], int],
+    spec: Callable[[Any], Spec],
+) -> Iterator[Launch]:  # fmt: skip
+    """The same by way of arrays that lie alike: copies of what is read, memory for results."""
     layout = memory(spec(x))
-    if layout is None or (fusion.dropout and list(layout.axes) != sorted(layout.axes)):
-        layout = memory((x.dtype, x.shape, _c_strides(x.shape, x.itemsize), 0))
+    if layout is None or (dropout is not None and list(layout.axes) != sorted(layout.axes)):
+        strides = tuple(x.itemsize * prod(x.shape[k + 1 :]) for k in range(x.ndim))
+        layout = memory((x.dtype, x.shape, strides, 0))
     assert layout is not None
+    order = [*(k for k in range(x.ndim) if k not in layout.axes), *layout.axes]
     copies: list[tuple[Any, Any]] = []  # (where a result belongs, where it is)
+    sums: list[tuple[Any, Any]] = []  # (a gradient, the terms that it is the sum of)
 
     def new(shape: tuple[int, ...], dtype: str) -> Any:
-        """Memory whose axes lie as those of the layout."""
-        order = [*(k for k in range(x.ndim) if k not in layout.axes), *layout.axes]
         made = empty(tuple(shape[axis] for axis in order), dtype)
         return made.transpose([order.index(axis) for axis in range(x.ndim)])
 
-    def alike(array: Any) -> bool:
-        return pattern(spec(array), layout) == (1, x.size)
+    def lies(array: Any, rule: tuple[int, int]) -> bool:
+        return array is None or pattern(spec(array), layout) == rule
+
+    full = (1, x.size)
 
     def dense(array: Any) -> Any:
-        if array is None or alike(array):
+        if lies(array, full):
             return array
         made = new(x.shape, array.dtype.name)
         made[...] = array
         return made
 
-    def target(array: Any) -> Any:
-        """Where to write what belongs into the array."""
-        if array is None or alike(array):
+    def target(array: Any, rule: tuple[int, int] = full) -> Any:
+        if lies(array, rule):
             return array
-        made = new(x.shape, array.dtype.name)
+        made = new(array.shape, array.dtype.name)
         copies.append((array, made))
         return made
 
-    compute = compute_name(x.dtype.name)
-    dy, x_dense, gate, dx, dgate = dense(dy), dense(x), dense(gate), target(dx), target(dgate)
-
-    # -- parameters: what kernels read, and what becomes of their gradients
     channels: tuple[int, int] | None = None
-    kinds, read, modes, written, sums = [], [], [], [], []
+    read, written = [], []
     for param, d in zip(params, dparams, strict=True):
-        kind, mode, to = "none", "UNWANTED" if d is None else "SUMMED", None
-        if isinstance(param, float):
-            kind = "number"
-        elif param is not None and param.size == 1:
-            kind = "only"
-        elif param is not None:
+        if param is not None and not isinstance(param, float) and param.size > 1:
             found = pattern(spec(param), layout)
-            if found not in (None, (1, x.size)) and channels in (None, found):
-                kind, channels = "channel", found
-            else:  # of another pattern: one value for each element
-                kind, mode = "each", mode and ("UNWANTED" if d is None else "EACH")
-                if found != (1, x.size):
-                    made = new(x.shape, param.dtype.name)
-                    made[...] = param
-                    param = made
-                if d is not None and d.shape == x.shape:
-                    to = target(d)
-                elif d is not None:
-                    to = new(x.shape, compute)
-                    sums.append((to, d))
-        kinds.append((kind, param.dtype.name if kind not in ("none", "number") else compute))
-        read.append(None if kind in ("none", "number") else param)
-        modes.append(mode)
-        written.append(to)
-
-    # -- rows and tiles
-    inner, kept = channels or (1, 1)
-    arrays = [dy, x_dense, gate, dx, dgate]
-    arrays += [p for p, (kind, _) in zip(read, kinds, strict=True) if kind == "each"] + written
-    specs = [spec(a) for a in arrays if a is not None]
-    elements, head = width(spec(x_dense), specs)
-    sector = 2 * elements if elements * x.itemsize == 16 else elements
-    shift, tile = -head % sector, THREADS * elements
-    size, run = x.size + shift, inner * kept
-    base = run * sector // gcd(run, sector)  # so that rows begin with one
-    period = base * max(1, min(TILES * tile // base, -(-size // base)))
-    rows = -(-size // period)
-    if rows == 1:
-        period = -(-size // elements) * elements
-    tiles = -(-period // tile)
-    offset = -shift % run
-    merged = run <= tile
-    entries = kept if merged else (period + offset) // inner - offset // inner + tiles
-    summed = modes.count("SUMMED")
-    left = (kept if merged else tile // inner + 2) if summed else 0
-    traffic = sum(s[0].itemsize for s in specs)
-    least = -(-2 * SHARE * left * summed * np.dtype(compute).itemsize // (tile * traffic))
-    chunk = min(max(FEWEST_ROWS, rows * tiles // BLOCKS), MOST_ROWS)
-    chunk = min(max(chunk, min(least, MOST_ROWS_FOR_SUMS)), rows)
-    chunks = -(-rows // chunk)
-    lanes = 1
-    while lanes < 32 and 2 * lanes * left <= THREADS:
-        lanes *= 2
-
-    count = chunks * tiles * kept if merged else chunks * entries
-    for k, mode in enumerate(modes):
-        if mode == "SUMMED":
-            written[k] = empty((count,), compute)
-
-    # -- the launches
-    dropout = fusion.dropout
-    aligned = None if dropout is None else shift % min(4, elements) == 0
-    kernels = module(
-        x.dtype.name,
-        dy.dtype.name,
-        dx if dx is None else dx.dtype.name,
-        dgate if dgate is None else dgate.dtype.name,
-        ("none", compute) if gate is None else ("each", gate.dtype.name),
-        tuple(kinds),
-        tuple(
-            (mode, compute if to is None else to.dtype.name)
-            for mode, to in zip(modes, written, strict=True)
-        ),
-        (fusion.forward or "identity", fusion.backward or "identity", READS[fusion.reads]),
-        aligned,
-        elements,
-    )
-    numbers = [p if isinstance(p, float) else 0.0 for p in params]
-    seed, start, last, gain = (
-        (0, 0, 0, 0.0)
-        if dropout is None
-        else (dropout.seed, dropout.offset, dropout.last, dropout.scale)
-    )
-    words = [np.uint32(n >> s & 0xFFFFFFFF) for n in (seed, start) for s in (0, 32)]
-    factors = [_signed(factor(d, 64)) for d in (inner, kept)]
-    geometry = (x.size, shift, rows, chunk, period, tiles, kept, inner, *factors, offset, entries)
-    args = (dy, x_dense, *read, gate, *numbers, dx, dgate, *written)
-    args += (*words, np.uint32(last), gain, *geometry, np.int32(merged), np.int32(lanes))
-    yield kernels, "fused_backward", (chunks * tiles,), (THREADS,), args
-
-    blocks = chunks * tiles if merged else chunks
-    for mode, partial, (kind, _), param, d in zip(
-        modes, written, kinds, params, dparams, strict=True
-    ):
-        if mode != "SUMMED":
-            continue
-        if kind == "channel":
-            direct = pattern(spec(d), layout) == channels
-            result = d if direct else new(param.shape, d.dtype.name)
-            if not direct:
-                copies.append((d, result))
-        else:
-            result = d if kept == 1 else empty((kept,), compute)
-        across, along = MANY_CHANNELS if kept >= MANY_CHANNELS[0] else FEW_CHANNELS
-        args = (partial, result, blocks, period, kept, inner, offset, tile, entries)
-        kernels = merge_module(compute, result.dtype.name)
-        grid = (-(-kept // across),)
-        yield kernels, "merge_blocks", grid, (across, along), (*args, np.int32(merged))
-        if kind != "channel" and kept > 1:
-            yield from reduce.launches("linear_dbias", (result,), d.reshape((1,)), empty)
-    for terms, d in sums:
+            if found not in (None, full) and channels in (None, found):
+                channels, d = found, target(d, found)
+            else:  # a value for each element, and a gradient for each, which is added up
+                param = dense(param)
+                if d is not None and d.shape != x.shape:
+                    sums.append((d, new(x.shape, compute_name(x.dtype.name))))
+                    d = sums[-1][1]
+                else:
+                    d = target(d)
+        read.append(param)
+        written.append(d)
+    arrays = (dense(dy), dense(x), read, dense(gate), target(dx), target(dgate), written)
+    yield from launches(names, dropout, *arrays, empty, address)
+    for d, terms in sums:
         yield from reduce.launches("linear_dbias", (terms,), d, empty)
     for to, made in copies:
         to[...] = made
-
-
-def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    return tuple(itemsize * prod(shape[k + 1 :]) for k in range(len(shape)))
 
 
 def _signed(n: int) -> int:
