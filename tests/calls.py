@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuact.catalogue import FUNCTIONS, Pass
+from gpuact.fusion import Dropout, Fusion
 from tests.bounds import compute_dtype
 from tests.harness import Executor, named
 
@@ -29,10 +30,21 @@ ROWS = {
     p.formula: p for f in FUNCTIONS.values() if f.kind == "rows" for p in (f.forward, f.backward)
 }
 LOSSES = ("cross_entropy", "cross_entropy_backward", "cross_entropy_with_grad", "target_weight")
-FORMULAS = (*ELEMENTWISE, *SUMS, *ROWS, *LOSSES)
+ACTIVATIONS = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
+FUSED = tuple(f"{name} {way}" for way in ("fused", "fused_backward") for name in ACTIVATIONS)
+FORMULAS = (*ELEMENTWISE, *SUMS, *FUSED, *ROWS, *LOSSES)
 
 ROW_SHAPES = ((2, 33, 1), (2, 1000, 1), (2, 1000, 3), (1, 6000, 1), (1, 70001, 1))
 SUM_SHAPES = (((2, 3, 9000), (1, 3, 1)), ((70, 33), (1, 33)), ((20000,), (1,)))
+# Runs of a channel that are long and short, one element each, odd; and the shape of a channel's
+# parameter, with its neighbours and without
+FUSED_SHAPES = (
+    ((3, 2, 5000), (1, 2, 1)),
+    ((40, 6, 49), (1, 6, 1)),
+    ((300, 64), (1, 64)),
+    ((5000,), (1,)),
+    ((64, 33), (64, 33)),
+)
 OPTIONS = ((0.0, False), (0.1, True))  # label_smoothing, and whether there are weights
 TARGETS = ("int64", "int32", "probabilities")
 
@@ -57,6 +69,8 @@ def calls(executor: Executor, dtype: str) -> Iterator[Call]:
         for shape, kept in SUM_SHAPES:
             arrays = tuple(new(shape) for _ in p.reads)
             yield formula, partial(backend.reduce, formula, arrays, new(kept), empty)
+    for activation in ACTIVATIONS:
+        yield from fused(executor, activation, new)
     for formula, p in ROWS.items():
         for shape in ROW_SHAPES:
             arrays = tuple(new(shape) for _ in p.reads)
@@ -79,3 +93,25 @@ def calls(executor: Executor, dtype: str) -> Iterator[Call]:
         if integers:
             how = {"classes": classes, "ignore_index": -100}
             yield "target_weight", partial(backend.target_weight, target, weight, loss, **how)
+
+
+def fused(executor: Executor, activation: str, new: Callable[..., Any]) -> Iterator[Call]:
+    """With everything and with next to nothing; where the activation learns, in every regime."""
+    backend, empty = executor.backend, executor.empty
+    whole, bare = Fusion(activation, Dropout(0.5, seed=1)), Fusion(activation)
+    learns = bool(FUNCTIONS[activation].sums)
+    for fusion in (whole, bare):
+        for shape, kept in FUSED_SHAPES if learns else FUSED_SHAPES[1:2]:
+            x, dy, gate, residual, y, dx, dgate = (new(shape) for _ in range(7))
+            slope = new(kept) if activation == "prelu" else 0.5 if fusion.slope else None
+            scale, bias = (new(kept) if fusion is whole else None for _ in range(2))
+            params = (scale, bias, slope)
+            dparams = tuple(new(kept) if hasattr(p, "shape") else None for p in params)
+            if fusion is bare:
+                gate = residual = dgate = None
+            if activation == "linear" and fusion is bare:  # linear_backward
+                params, dparams = (new(kept), None, None), (new(kept), new(kept), None)
+            args = (fusion, x, params, gate, residual, y, empty)
+            yield f"{activation} fused", partial(backend.fused, *args)
+            args = (fusion, dy, x, params, gate, dx, dgate, dparams, empty)
+            yield f"{activation} fused_backward", partial(backend.fused_backward, *args)

@@ -163,10 +163,13 @@ class Case:
     def errors(self, dy: Array) -> dict[str, Array]:
         """How far off the elements of `forward` (as "y") and of `backward` may be.
 
-        u is rounded twice at most, act and act' are good to 8 ulp, and |act''| <= 2 |act'|; each
-        product or sum behind that costs half an ulp. A gradient has u as the stored x makes it.
+        u is rounded twice at most, act and act' are good to 8 ulp, or to a hundredth of a half
+        type's if x is one, and |act''| <= 2 |act'|; each product or sum behind that costs half an
+        ulp. A gradient has u as the stored x makes it.
         """
-        unit = LONG(2) ** (1 - FORMATS[compute_dtype(str(self.x.dtype))].digits)
+        dtype = str(self.x.dtype)
+        unit = LONG(2) ** (1 - FORMATS[compute_dtype(dtype)].digits)
+        good = 8 * unit if dtype == compute_dtype(dtype) else LONG(2) ** -18
         with np.errstate(all="ignore"):
             u, a, slope = (np.abs(v) for v in self.inner())
             x, dy = np.abs(truth.long(self.x)), np.abs(truth.long(dy))
@@ -175,8 +178,8 @@ class Case:
             gate = np.abs(truth.long(1 if self.gate is None else self.gate))
             residual = np.abs(truth.long(0 if self.residual is None else self.residual))
             in_u = unit * (x * scale + bias)
-            in_a = slope * in_u + 8 * unit * a + TINY
-            in_slope = slope * (2 * in_u + 8 * unit) + TINY
+            in_a = slope * in_u + good * a + TINY
+            in_slope = slope * (2 * in_u + good) + TINY
             keep = self.keep()
             da = dy * gate * keep
             in_du = da * (in_slope + 2 * unit * slope)
@@ -204,7 +207,7 @@ TINY = bounds.FLUSHED  # below it float32 may be flushed, within a chain as well
 
 
 def some(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    return (rng.standard_normal(shape) * 2).astype(DTYPES[dtype])
+    return np.asarray(rng.standard_normal(shape) * 2).astype(DTYPES[dtype])
 
 
 def case_of(
@@ -259,7 +262,7 @@ def run(executor: Executor, case: Case, into: Array | None = None) -> None:
     residual = 0 if case.residual is None else case.residual.astype(got.dtype)
     if str(np.asarray(residual).dtype) == dtype or case.residual is None:
         assert (got[dropped] == np.broadcast_to(residual, got.shape)[dropped]).all()
-    check(got, value, allowed, dtype, f"{executor.name} {case}")
+    check(got, value, allowed, dtype, f"{executor.name} {case.fusion} {case.x.shape}")
 
 
 def run_backward(
