@@ -249,6 +249,21 @@ def _packs(arrays: Sequence[Tensor], shift: bool = True) -> tuple[int, int]:
     return 1, 0
 
 
+def _tile(arrays: Sequence[Tensor], block: int, dropout: bool) -> tuple[int, dict[str, Any]]:
+    """head, and what the kernels of `fused` are told of a flat tile."""
+    aligned, head = _packs(arrays)
+    itemsize = min(x.element_size() for x in arrays)
+    if dropout and aligned * itemsize < _kernels().elementwise.BYTES:
+        # Packs of random words come first: they are not to begin between quadruples for nothing.
+        aligned, head = _packs(arrays, shift=False)
+    return head, {
+        "DROPOUT": head % 4 if dropout else None,
+        "BLOCK": block,
+        "PACK": max(4, aligned) if dropout else aligned,
+        "ALIGNED": aligned,
+    }
+
+
 def elementwise(
     formula: str,
     arrays: Sequence[Tensor],
@@ -423,27 +438,23 @@ def _fused_plan(
     if None in places:
         return None
     kernels = _kernels()
-    drops = fusion.dropout is not None
     alike: list[Any] = [p for p in params if _like(p, size)]
-    aligned, head = _packs([*given, out, *alike], shift=not drops)
     itemsize = min(x.element_size() for x in (*given, out))
     block = kernels.elementwise.block(itemsize)
-    pack = max(4, kernels.elementwise.BYTES // itemsize) if drops else aligned
+    head, tile = _tile([*given, out, *alike], block, fusion.dropout is not None)
     return Plan(
         kernels.fused.fused,
         (-(-(head + size) // block), 1, 1),
         {
             "FORMULA": fusion.forward and getattr(kernels.formulas, fusion.forward),
             **{
-                name: _kind(p, place, size, block, pack, head == 0)
+                name: _kind(p, place, size, block, tile["PACK"], head == 0)
                 for name, p, place in zip(PARAMETERS, params, places, strict=True)
             },
-            "DROPOUT": drops,
+            "DROPOUT": tile.pop("DROPOUT"),
             "INDEX": _index(size),
             "DTYPE": _triton_dtype(_compute(*(x.dtype for x in given), out.dtype)),
-            "BLOCK": block,
-            "PACK": pack,
-            "ALIGNED": aligned,
+            **tile,
         },
         kernels.elementwise.WARPS,
         (head, size, *(n for place in places for n in place or ())),
@@ -546,7 +557,7 @@ def _backward_plan(
         "BACKWARD": fusion.backward and getattr(kernels.formulas, fusion.backward),
         "READS": fusion.reads[-1] if "dy" in fusion.reads else "derivative",
         **dict.fromkeys(PARAMETERS),
-        "DROPOUT": drops,
+        "DROPOUT": 0 if drops else None,
         "SUMS": sums,
         "INDEX": None,
         "DTYPE": _triton_dtype(dtype),
@@ -556,13 +567,12 @@ def _backward_plan(
     inner, kept = next(iter(summed)) if summed else (size, 1)
     numbers: tuple[Any, ...] = tuple(n for place in places[:3] for n in place)
     block = kernels.fused.flat(inner, itemsize) if summed else kernels.elementwise.block(itemsize)
-    aligned, head = _packs([*given, *alike], shift=block > 0 and not drops)
     if block:
-        pack = max(4, kernels.elementwise.BYTES // itemsize) if drops else aligned
+        head, tile = _tile([*given, *alike], block, drops)
         tiles = -(-(head + size) // block)
         for name, p, place in zip(PARAMETERS, params, places, strict=False):
-            constexprs[name] = _kind(p, place, size, block, pack, head == 0)
-        constexprs |= {"INDEX": _index(size), "BLOCK": block, "PACK": pack, "ALIGNED": aligned}
+            constexprs[name] = _kind(p, place, size, block, tile["PACK"], head == 0)
+        constexprs |= {"INDEX": _index(size), **tile}
         longest = (inner + block - 2) // block + 1
         plan = Plan(
             kernels.fused.flat_backward,
@@ -576,6 +586,7 @@ def _backward_plan(
             return Backward(plan, (tiles,), dtype)
         outer = size // (inner * kept)
         return Backward(plan, (tiles, 2), dtype, (outer, kept, inner, head, longest, block))
+    aligned, _ = _packs([*given, *alike], shift=False)
     cut = kernels.fused.columns(inner, kept, size, itemsize)
     for name, p, place in zip(PARAMETERS, params, places, strict=False):
         kind = _kind(p, place, size, size + 1, 1, False)
@@ -586,7 +597,7 @@ def _backward_plan(
         "INDEX": _index((cut.rows + cut.together) * cut.width),
         "ROWS": cut.together,
         "COLUMNS": cut.columns,
-        "PACK": kernels.fused.PACK,
+        "PACK": kernels.fused.PACK,  # of which each row and tile has a whole number
         "ALIGNED": aligned,
     }
     plan = Plan(

@@ -4,7 +4,7 @@ A program's elements are a tile of packs, [BLOCK // PACK, PACK]: a pack is what 
 once, 16 bytes where the arrays' addresses allow it. The first pack begins `head` elements before
 the arrays do, so that arrays that are misaligned alike are read from 16-byte boundaries all the
 same. Where they are not alike, PACK is what they have in common, and neighbouring threads still
-take neighbouring elements.
+take neighbouring elements. The packs that the arrays' beginning and end cut come by themselves.
 """
 
 import triton
@@ -26,6 +26,26 @@ def block(itemsize: int) -> int:
 def packs(first, BLOCK: tl.constexpr, PACK: tl.constexpr):
     """The offsets at which packs begin, a column."""
     return first + tl.arange(0, BLOCK // PACK)[:, None] * PACK
+
+
+@triton.jit
+def whole(first, size, BLOCK: tl.constexpr, PACK: tl.constexpr):
+    """Which packs of a tile exist as a whole. A mask that cut one would narrow every access."""
+    pack = packs(first, BLOCK, PACK)
+    return (pack >= 0) & (pack + PACK <= size)
+
+
+@triton.jit
+def cut(edge, first, head, size, BLOCK: tl.constexpr, PACK: tl.constexpr):
+    """(start, mask) of the pack that the arrays' beginning cuts (edge 0), or their end (1).
+
+    The mask is empty where there is none, or none in this tile.
+    """
+    tail = (size + head) // PACK * PACK - head
+    start = (edge * (tail + head) - head).to(first.dtype)
+    i = start + tl.arange(0, PACK)[None, :]
+    here = (start >= first) & (start < first + BLOCK) & ((start >= 0).to(tl.int32) == edge)
+    return start, here & (i >= 0) & (i < size)
 
 
 @triton.jit
@@ -123,28 +143,28 @@ def elementwise(
     PACK: tl.constexpr,
 ):
     first = tl.program_id(0).to(INDEX) * BLOCK - head
-    # A mask cuts accesses down to one element: all tiles but the first and the last go without.
-    if (first >= 0) & (first + BLOCK <= size):
-        whole_or_masked(
-            a, b, out, first, None,
-            p, p_array, p_inner, p_count, q, q_array, q_inner, q_count,
-            FORMULA, P, Q, DTYPE, BLOCK, PACK,
-        )  # fmt: skip
-    else:
-        whole_or_masked(
-            a, b, out, first, size,
-            p, p_array, p_inner, p_count, q, q_array, q_inner, q_count,
-            FORMULA, P, Q, DTYPE, BLOCK, PACK,
-        )  # fmt: skip
+    part(
+        a, b, out, first, whole(first, size, BLOCK, PACK),
+        p, p_array, p_inner, p_count, q, q_array, q_inner, q_count,
+        FORMULA, P, Q, DTYPE, BLOCK, PACK,
+    )  # fmt: skip
+    if PACK > 1 and (first < 0) | (first + BLOCK > size):
+        for edge in range(2):
+            start, mask = cut(edge, first, head, size, BLOCK, PACK)
+            part(
+                a, b, out, start, mask,
+                p, p_array, p_inner, p_count, q, q_array, q_inner, q_count,
+                FORMULA, P, Q, DTYPE, PACK, PACK,
+            )  # fmt: skip
 
 
 @triton.jit
-def whole_or_masked(
+def part(
     a,
     b,
     out,
     first,
-    size,  # None where all of the tile exists
+    mask,
     p,
     p_array,
     p_inner,
@@ -161,10 +181,6 @@ def whole_or_masked(
     PACK: tl.constexpr,
 ):
     offset = packs(first, BLOCK, PACK) + tl.arange(0, PACK)[None, :]
-    if size is None:
-        mask = None
-    else:
-        mask = (offset >= 0) & (offset < size)
     values = (tl.load(at(a, offset, PACK), mask=mask).to(DTYPE),)
     if b is not None:
         values = values + (tl.load(at(b, offset, PACK), mask=mask).to(DTYPE),)

@@ -15,7 +15,7 @@ from math import gcd, lcm
 import triton
 import triton.language as tl
 
-from .elementwise import at, block, boundary, packs, parameter
+from .elementwise import at, block, boundary, cut, packs, parameter, whole
 from .formulas import linear_backward, linear_dbias, linear_dscale, prelu_dweight, rounded
 
 WARPS = 4
@@ -72,20 +72,30 @@ def columns(inner: int, kept: int, size: int, itemsize: int) -> Columns:
 
 
 @triton.jit
-def dropped(i, seed, offset, last):
-    """Which of four logical neighbours are dropped, i being a quarter of the first one's index."""
-    high = tl.zeros_like(i).to(tl.uint32) if i.dtype == tl.int32 else (i >> 32).to(tl.uint32)
+def words(quadruple, seed, offset):
+    """The random words of four logical neighbours."""
+    if quadruple.dtype == tl.int64:
+        high = (quadruple >> 32).to(tl.uint32)
+    else:
+        high = tl.zeros_like(quadruple).to(tl.uint32)
     low, above = offset.to(tl.uint32), (offset >> 32).to(tl.uint32)
-    x, y, z, w = tl.philox(seed, i.to(tl.uint32), high, low, above)
-    return tl.interleave(tl.interleave(x, z), tl.interleave(y, w)) <= last
+    return tl.philox(seed, quadruple.to(tl.uint32), high, low, above)
 
 
 @triton.jit
-def drops(first, seed, offset, last, BLOCK: tl.constexpr, PACK: tl.constexpr):
-    """`dropped` for a tile of packs."""
-    return dropped(
-        (packs(first, BLOCK, PACK) >> 2) + tl.arange(0, PACK // 4)[None, :], seed, offset, last
-    )
+def drops(first, seed, offset, last, SHIFT: tl.constexpr, BLOCK: tl.constexpr, PACK: tl.constexpr):
+    """Which elements of a tile of packs are dropped; first + SHIFT is a multiple of 4.
+
+    Where packs begin between quadruples, each four of their elements have words of two.
+    """
+    k = (packs(first + SHIFT, BLOCK, PACK) >> 2) + tl.arange(0, PACK // 4)[None, :]
+    w = words(k, seed, offset)
+    if SHIFT:
+        w = words(k - 1, seed, offset) + w
+    # word j of `w` is that of lane j - 4 + SHIFT, or of lane j without the quadruple before
+    BEGIN: tl.constexpr = 4 - SHIFT if SHIFT else 0
+    even = tl.interleave(w[BEGIN], w[BEGIN + 2])
+    return tl.interleave(even, tl.interleave(w[BEGIN + 1], w[BEGIN + 3])) <= last
 
 
 @triton.jit
@@ -145,7 +155,7 @@ def fused(
     SCALE: tl.constexpr,  # the kind of parameter, or None
     BIAS: tl.constexpr,
     SLOPE: tl.constexpr,
-    DROPOUT: tl.constexpr,
+    DROPOUT: tl.constexpr,  # None, or SHIFT of `drops`
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -153,20 +163,21 @@ def fused(
     ALIGNED: tl.constexpr,
 ):
     first = tl.program_id(0).to(INDEX) * BLOCK - head
-    if (first >= 0) & (first + BLOCK <= size):
-        forward_tile(
-            x, gate, residual, out, first, None,
-            scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
-            slope, l_array, l_inner, l_count, seed, offset, last, kept,
-            FORMULA, SCALE, BIAS, SLOPE, DROPOUT, DTYPE, BLOCK, PACK, ALIGNED,
-        )  # fmt: skip
-    else:
-        forward_tile(
-            x, gate, residual, out, first, size,
-            scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
-            slope, l_array, l_inner, l_count, seed, offset, last, kept,
-            FORMULA, SCALE, BIAS, SLOPE, DROPOUT, DTYPE, BLOCK, PACK, ALIGNED,
-        )  # fmt: skip
+    forward_tile(
+        x, gate, residual, out, first, whole(first, size, BLOCK, PACK),
+        scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
+        slope, l_array, l_inner, l_count, seed, offset, last, kept,
+        FORMULA, SCALE, BIAS, SLOPE, DROPOUT, DTYPE, BLOCK, PACK, ALIGNED,
+    )  # fmt: skip
+    if PACK > 1 and (first < 0) | (first + BLOCK > size):
+        for edge in range(2):
+            start, mask = cut(edge, first, head, size, BLOCK, PACK)
+            forward_tile(
+                x, gate, residual, out, start, mask,
+                scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
+                slope, l_array, l_inner, l_count, seed, offset, last, kept,
+                FORMULA, SCALE, BIAS, SLOPE, DROPOUT, DTYPE, PACK, PACK, ALIGNED,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -182,7 +193,7 @@ def optional(
 
 @triton.jit
 def forward_tile(
-    x, gate, residual, out, first, size,
+    x, gate, residual, out, first, mask,
     scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
     slope, l_array, l_inner, l_count, seed, offset, last, kept,
     FORMULA: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr,
@@ -190,15 +201,14 @@ def forward_tile(
     BLOCK: tl.constexpr, PACK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     i = packs(first, BLOCK, PACK) + tl.arange(0, PACK)[None, :]
-    mask = None if size is None else (i >= 0) & (i < size)
     STORED: tl.constexpr = out.dtype.element_ty
     v = tl.load(at(x, i, ALIGNED), mask=mask).to(DTYPE)
     s = optional(scale, s_array, s_inner, s_count, SCALE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
     b = optional(bias, b_array, b_inner, b_count, BIAS, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
     w = optional(slope, l_array, l_inner, l_count, SLOPE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
     _, y = activated(v, s, b, w, FORMULA, STORED)
-    if DROPOUT:
-        drop = drops(first, seed, offset, last, BLOCK, PACK)
+    if DROPOUT is not None:
+        drop = drops(first, seed, offset, last, DROPOUT, BLOCK, PACK)
         y = masked(y, drop, tl.full((), kept, DTYPE))
     if gate is not None:
         y = y * tl.load(at(gate, i, ALIGNED), mask=mask).to(DTYPE)
@@ -288,22 +298,45 @@ def flat_backward(
 ):
     """Sums: a thread's elements and its warps' as a tree, then those of tiles (see the host)."""
     first = tl.program_id(0).to(INDEX) * BLOCK - head
-    if (first >= 0) & (first + BLOCK <= size):
-        backward_tile(
-            dy, x, gate, dx, dgate, dscale, dbias, dslope, first, None, inner,
-            scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
-            slope, l_array, l_inner, l_count, seed, offset, last, kept,
-            FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, DROPOUT, SUMS, DTYPE, STORED,
-            BLOCK, PACK, ALIGNED,
-        )  # fmt: skip
-    else:
-        backward_tile(
-            dy, x, gate, dx, dgate, dscale, dbias, dslope, first, size, inner,
-            scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
-            slope, l_array, l_inner, l_count, seed, offset, last, kept,
-            FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, DROPOUT, SUMS, DTYPE, STORED,
-            BLOCK, PACK, ALIGNED,
-        )  # fmt: skip
+    end = size
+    if inner is not None:
+        _, end = boundary(first, inner)
+    sums = backward_tile(
+        dy, x, gate, dx, dgate, dscale, dbias, dslope,
+        first, whole(first, size, BLOCK, PACK), end,
+        scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
+        slope, l_array, l_inner, l_count, seed, offset, last, kept,
+        FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, DROPOUT, SUMS, inner is not None,
+        DTYPE, STORED, BLOCK, PACK, ALIGNED,
+    )  # fmt: skip
+    if PACK > 1 and (first < 0) | (first + BLOCK > size):
+        for edge in range(2):
+            start, mask = cut(edge, first, head, size, BLOCK, PACK)
+            more = backward_tile(
+                dy, x, gate, dx, dgate, dscale, dbias, dslope, start, mask, end,
+                scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
+                slope, l_array, l_inner, l_count, seed, offset, last, kept,
+                FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, DROPOUT, SUMS, inner is not None,
+                DTYPE, STORED, PACK, PACK, ALIGNED,
+            )  # fmt: skip
+            sums = added(sums, more)
+    gradients = dscale, dbias, dslope
+    tile = tl.program_id(0).to(INDEX)
+    for k in tl.static_range(3):
+        if gradients[k] is not None and SUMS[k]:
+            if inner is None:
+                tl.store(gradients[k] + tile, sums[2 * k])
+            else:
+                tl.store(gradients[k] + 2 * tile, sums[2 * k])
+                tl.store(gradients[k] + 2 * tile + 1, sums[2 * k + 1])
+
+
+@triton.jit
+def added(a, b):
+    c = ()
+    for k in tl.static_range(len(a)):
+        c = c + (a[k] + b[k],)
+    return c
 
 
 @triton.jit
@@ -315,51 +348,47 @@ def stored(gradient, i, value, mask, ALIGNED: tl.constexpr):
 
 @triton.jit
 def backward_tile(
-    dy, x, gate, dx, dgate, dscale, dbias, dslope, first, size, inner,
+    dy, x, gate, dx, dgate, dscale, dbias, dslope, first, mask, end,
     scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
     slope, l_array, l_inner, l_count, seed, offset, last, kept,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, READS: tl.constexpr,
     SCALE: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr,
-    DROPOUT: tl.constexpr, SUMS: tl.constexpr, DTYPE: tl.constexpr, STORED: tl.constexpr,
+    DROPOUT: tl.constexpr, SUMS: tl.constexpr, TWO: tl.constexpr,
+    DTYPE: tl.constexpr, STORED: tl.constexpr,
     BLOCK: tl.constexpr, PACK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    """Writes the gradients; (before `end`, from there on) of the sums of scale, bias and slope."""
     i = packs(first, BLOCK, PACK) + tl.arange(0, PACK)[None, :]
-    # What is not there reads as 0, and every term of a sum makes 0 of dy = 0, as long as x and
-    # what stands beside it are finite: so sums of masked tiles choose.
-    mask = None if size is None else (i >= 0) & (i < size)
     v = tl.load(at(x, i, ALIGNED), mask=mask).to(DTYPE)
     e = tl.load(at(dy, i, ALIGNED), mask=mask).to(DTYPE)
     g = None if gate is None else tl.load(at(gate, i, ALIGNED), mask=mask).to(DTYPE)
     s = optional(scale, s_array, s_inner, s_count, SCALE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
     b = optional(bias, b_array, b_inner, b_count, BIAS, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
     w = optional(slope, l_array, l_inner, l_count, SLOPE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
-    drop = drops(first, seed, offset, last, BLOCK, PACK) if DROPOUT else None
+    drop = None
+    if DROPOUT is not None:
+        drop = drops(first, seed, offset, last, DROPOUT, BLOCK, PACK)
     kept = tl.full((), kept, DTYPE)
     v, h, terms = led_back(e, v, g, s, b, w, drop, kept, FORWARD, BACKWARD, READS, STORED)
     stored(dx, i, v, mask, ALIGNED)
     stored(dgate, i, h, mask, ALIGNED)
     gradients = dscale, dbias, dslope
+    zero = tl.zeros((), DTYPE)
+    sums = ()
     for k in tl.static_range(3):
+        here, behind = zero, zero
         if gradients[k] is not None:
             if SUMS[k]:
-                t = terms[k] if mask is None else tl.where(mask, terms[k], 0.0)
-                two_sums(gradients[k], t, i, first, inner)
+                # Terms of what was not read may be anything.
+                t = tl.where(mask, terms[k], 0.0)
+                if TWO:
+                    behind = tl.sum(tl.sum(tl.where(i < end, 0.0, t), 1), 0)
+                    t = tl.where(i < end, t, 0.0)
+                here = tl.sum(tl.sum(t, 1), 0)
             else:
                 stored(gradients[k], i, terms[k], mask, ALIGNED)
-
-
-@triton.jit
-def two_sums(partial, terms, i, first, inner):
-    """The sums of a tile's terms on both sides of the boundary between runs."""
-    tile = tl.program_id(0).to(i.dtype)
-    if inner is None:
-        tl.store(partial + tile, tl.sum(tl.sum(terms, 1), 0))
-    else:
-        _, end = boundary(first, inner)
-        here = tl.where(i < end, terms, 0.0)
-        behind = tl.where(i < end, 0.0, terms)
-        tl.store(partial + 2 * tile, tl.sum(tl.sum(here, 1), 0))
-        tl.store(partial + 2 * tile + 1, tl.sum(tl.sum(behind, 1), 0))
+        sums = sums + (here, behind)
+    return sums
 
 
 @triton.jit(do_not_specialize=["outer", "kept", "inner", "head", "longest"])
@@ -478,7 +507,8 @@ def columns_backward(
     # `used` and `width` are multiples of PACK, so that a pack is masked as a whole.
     limit = tl.multiple_of(tl.minimum(tl.program_id(0) * used + used, width), PACK)
     inside = tl.multiple_of(column, [1, PACK]) < limit
-    place = tl.where(inside, column, 0)
+    # As large as a tile of rows: a row alone would lie in other threads than what it is used with.
+    place = tl.where(inside, column, 0) + tl.zeros([ROWS, 1], tl.int32)
     s = column_parameter(scale, s_array, SCALE, s_inner, s_count, place, DTYPE)
     b = column_parameter(bias, b_array, BIAS, b_inner, b_count, place, DTYPE)
     w = column_parameter(slope, l_array, SLOPE, l_inner, l_count, place, DTYPE)
@@ -494,11 +524,10 @@ def columns_backward(
         row = start + tl.arange(0, ROWS)[:, None]
         i = row.to(INDEX) * width + column
         mask = inside & (row < end)
-        if DROPOUT:
-            quarter = (row.to(INDEX) * width + tl.program_id(0) * used) >> 2
-            drop = dropped(quarter + tl.arange(0, COLUMNS // 4)[None, :], seed, offset, last)
-        else:
-            drop = None
+        drop = None
+        if DROPOUT is not None:
+            begun = row.to(INDEX) * width + tl.program_id(0) * used
+            drop = drops(begun, seed, offset, last, DROPOUT, COLUMNS, COLUMNS)
         if start + ROWS <= complete:
             sums = rows_backward(
                 dy, x, gate, dx, dgate, dscale, dbias, dslope, i, mask, s, b, w, sums,
