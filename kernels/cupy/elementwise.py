@@ -148,9 +148,12 @@ def pack(
         return None  # words go by the logical order
     size = prod(layout.shape)
     arrays = {k: spec for k, spec in enumerate(operands) if _kind(spec) == "array"}
-    patterns = {k: pattern(spec, layout) for k, spec in arrays.items()}
-    if None in patterns.values():
-        return None
+    patterns: dict[int, tuple[int, int]] = {}
+    for k, spec in arrays.items():
+        found = pattern(spec, layout)
+        if found is None:
+            return None
+        patterns[k] = found
     alike = [spec for k, spec in arrays.items() if patterns[k] == (1, size)]
     elements, head = width(out, [*alike, out])
     head = min(head, size)
@@ -169,12 +172,12 @@ def pack(
         kind = "channel pack" if head == 0 and inner == 1 and whole else "any channel"
         return Operand(kind, name, distinct.index(p))
 
-    found = [operand(k, spec) for k, spec in enumerate(operands)]
+    spelled = [operand(k, spec) for k, spec in enumerate(operands)]
     if dropout:
-        found.insert(WORDS, Operand("words" if head % min(4, elements) else "aligned words"))
+        spelled.insert(WORDS, Operand("words" if head % min(4, elements) else "aligned words"))
     elif dropout is not None:
-        found.insert(WORDS, Operand("absent"))
-    return elements, head, found, distinct
+        spelled.insert(WORDS, Operand("absent"))
+    return elements, head, spelled, distinct
 
 
 WORDS = 4  # the place of dropout's words among a fused kernel's operands

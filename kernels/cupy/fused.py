@@ -109,28 +109,31 @@ def plan(
     size, compute = prod(x[1]), compute_name(x[0].name)
     alike = [spec for spec in (dy, x, gate, dx, dgate) if spec is not None]
 
+    full = (1, size)
     channels: tuple[int, int] | None = None
     kinds, gradients = [], []
     for param, d in zip(params, dparams, strict=True):
         kind, dtype = ("none" if param is None else "number"), compute
-        mode, result = ("UNWANTED" if d is None else "SUMMED"), compute
         if param is not None and param is not float:
-            found, dtype = pattern(param, layout), param[0].name
-            if prod(param[1]) == 1:
-                kind = "only"
-            elif found == (1, size):
+            kind, dtype, found = "only", param[0].name, pattern(param, layout)
+            if prod(param[1]) > 1 and found == full:
                 kind, alike = "each", [*alike, param]
-            elif found is not None and channels in (None, found):
-                kind, channels = "channel", found
-            else:
-                return None
-            if kind == "channel" and d is not None and pattern(d, layout) != found:
-                return None
-            if kind == "each" and d is not None:
+            elif prod(param[1]) > 1:
+                kind, channels = "channel", channels or found
+                if found is None or found != channels:
+                    return None
+        mode, result = ("UNWANTED" if d is None else "SUMMED"), compute
+        if d is not None and prod(d[1]) > 1:
+            found = pattern(d, layout)
+            if found == full:
                 mode, result, alike = "EACH", d[0].name, [*alike, d]
+            else:
+                channels = channels or found
+                if found is None or found != channels:
+                    return None
         kinds.append((kind, dtype))
         gradients.append((mode, result))
-    if any(pattern(spec, layout) != (1, size) for spec in alike):
+    if any(pattern(spec, layout) != full for spec in alike):
         return None
 
     inner, kept = channels or (1, 1)
@@ -174,9 +177,9 @@ def plan(
     factors = [_signed(factor(d, 64)) for d in (inner, kept)]
     geometry = (size, shift, rows, chunk, period, tiles, kept, inner, *factors, offset, entries)
     stages = []
-    for k, ((mode, _), (kind, _), d) in enumerate(zip(gradients, kinds, dparams, strict=True)):
+    for k, ((mode, _), d) in enumerate(zip(gradients, dparams, strict=True)):
         if mode == "SUMMED":
-            direct = kind == "channel" or kept == 1
+            direct = prod(d[1]) == kept
             result = d[0].name if direct else compute
             stages.append(Stage(k, merge_module(compute, result), direct))
     return Plan(
@@ -293,20 +296,30 @@ def _unlike(
         copies.append((array, made))
         return made
 
+    def rule(shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """The pattern of an array of this shape whose axes lie as those of the layout."""
+        n, strides = 1, [0] * x.ndim
+        for axis in reversed(layout.axes):
+            strides[axis], n = n, n * shape[axis]
+        return pattern((np.dtype(np.int8), shape, tuple(strides), 0), layout)
+
     channels: tuple[int, int] | None = None
     read, written = [], []
     for param, d in zip(params, dparams, strict=True):
         if param is not None and not isinstance(param, float) and param.size > 1:
             found = pattern(spec(param), layout)
             if found not in (None, full) and channels in (None, found):
-                channels, d = found, target(d, found)
-            else:  # a value for each element, and a gradient for each, which is added up
-                param = dense(param)
-                if d is not None and d.shape != x.shape:
-                    sums.append((d, new(x.shape, compute_name(x.dtype.name))))
-                    d = sums[-1][1]
-                else:
-                    d = target(d)
+                channels = found
+            else:
+                param = dense(param)  # a value for each element
+        if d is not None and d.size > 1:
+            found = rule(d.shape)
+            if found is not None and found in (full, channels or found):
+                channels = channels if found == full else found
+                d = target(d, found)
+            else:  # a gradient for each element, which is added up
+                sums.append((d, new(x.shape, compute_name(x.dtype.name))))
+                d = sums[-1][1]
         read.append(param)
         written.append(d)
     arrays = (dense(dy), dense(x), read, dense(gate), target(dx), target(dgate), written)
