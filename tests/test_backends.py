@@ -788,6 +788,31 @@ def test_offsets_of_64_bits(executor, launched, monkeypatch):
         assert offsets == ["int32", "int64", "int64"]
 
 
+@pytest.mark.parametrize("executor", executors("cupy-ptx", "cupy-cuda"), indirect=True)
+def test_offsets_of_64_bits_in_cuda(executor, monkeypatch):
+    """As beyond 2^30 elements, where channels are counted in 64 bits."""
+    from gpuact.kernels.cupy import elementwise
+
+    widths: list[int] = []
+    build = elementwise.packed_kernel
+
+    def spy(*args: Any) -> Any:
+        widths.append(args[5])
+        return build(*args)
+
+    monkeypatch.setattr(elementwise, "packed_kernel", spy)
+    rng = np.random.default_rng(14)
+    x = spread(rng, 2310, "float32").reshape(5, 6, 7, 11)
+    full, channels = spread(rng, 2310, "float32").reshape(x.shape), x[:1, :, :1, :1].copy()
+    for narrow in (elementwise.NARROW, 0):
+        monkeypatch.setattr(elementwise, "NARROW", narrow)
+        for params in ([0.3, channels], [full, 0.75], [channels, full]):
+            elementwise.plan.cache_clear()
+            run_elementwise(executor, "linear", [x], params, np.empty_like(x))
+    elementwise.plan.cache_clear()
+    assert widths == [32] * 3 + [64] * 3
+
+
 @triton_only
 def test_grids_of_three_dimensions(executor, launched, monkeypatch):
     """As where the second count exceeds CUDA's 65535; the last program has nothing to do."""

@@ -395,6 +395,29 @@ def test_sums(executor, name, dtype):
     run_backward(executor, case, dy, ("bias",))
 
 
+VIEWS = {
+    "transposed": ((40, 9, 30), lambda m: m.transpose(1, 2, 0)),
+    "channels last": ((6, 7, 7, 24), lambda m: m.transpose(0, 3, 1, 2)),
+    "odd start": ((1 + 7 * 24 * 49,), lambda m: m[1:].reshape(7, 24, 49)),
+    "strided": ((14, 24, 98), lambda m: m[::2, :, ::2]),
+}
+
+
+@pytest.mark.parametrize("layout", VIEWS)
+def test_sums_of_views(executor, layout):
+    """One entry a channel of axis 1 of what lies otherwise; each array so, and x alone."""
+    shape, view = VIEWS[layout]
+    rng = np.random.default_rng(7)
+    x, dy = (view(some(rng, shape, "float32")) for _ in range(2))
+    one = tuple(n if k == 1 else 1 for k, n in enumerate(x.shape))
+    given = [some(rng, one, "float32") for _ in range(3)]
+    case = Case("prelu", x, *given)
+    x[~case.decided()] = 1
+    run_backward(executor, case, dy)
+    run_backward(executor, case, np.ascontiguousarray(dy))
+    run_backward(executor, Case("linear", x, scale=given[0], bias=given[1]), dy)
+
+
 LAYOUTS = {
     "misaligned": ((2, 5, 43), lambda m: m[:, :, 3:]),
     "odd start": ((803,), lambda m: m[1:-1]),
