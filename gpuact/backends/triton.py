@@ -453,7 +453,7 @@ def _fused_plan(
             },
             "DROPOUT": tile.pop("DROPOUT"),
             "INDEX": _index(size),
-            "DTYPE": _triton_dtype(_compute(*(x.dtype for x in given), out.dtype)),
+            "DTYPE": _triton_dtype(_compute(out.dtype)),
             **tile,
         },
         kernels.elementwise.WARPS,
@@ -549,7 +549,7 @@ def _backward_plan(
     kernels = _kernels()
     alike: list[Any] = [p for p in (*params, *dparams) if _like(p, size)]
     sums = tuple(d is not None and not _like(d, size) for d in dparams)
-    dtype = _compute(*(a.dtype for a in given))
+    dtype = _compute(x.dtype)
     itemsize = min(a.element_size() for a in given)
     drops = fusion.dropout is not None
     constexprs = {
