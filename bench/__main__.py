@@ -2,6 +2,8 @@
 
 python -m bench                  the GPU's cases if one answers, else the CPU's; then the digits
 python -m bench --suite cpu      the CPU's cases, and the goals that gpuact on NumPy must reach
+python -m bench --suite elementwise   every elementwise function, what is fused of them, what a
+                                 call costs the host and what autograd holds; the GPU's goals
 python -m bench digits           the digits alone
 """
 
@@ -18,6 +20,7 @@ SUITES = {
     "here": ("rich", "sklearn"),
     "cpu": ("rich",),
     "gpu": ("rich",),
+    "elementwise": ("rich",),
     "digits": ("rich", "sklearn"),
 }
 
@@ -33,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=0.6, help="spent on timing each case (default: 0.6)"
     )
+    parser.add_argument("--only", metavar="TEXT", help="cases with this in their name")
     parser.add_argument("--epochs", type=int, help="of the digits")
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 on a missed goal or a wrong result"

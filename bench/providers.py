@@ -1,7 +1,11 @@
 """Who is timed: gpuact on each of its backends, and its rivals, each in its best spelling.
 
 A rival is imported when it is first asked whether it can run. Functions take the arguments of
-gpuact's public functions; one that a provider has no spelling for is not in its table.
+gpuact's public functions; one that a provider has no spelling for is not in its table. Chains,
+which gpuact fuses, are spelled as their users write them.
+
+Liger Kernel is not among the rivals of elementwise functions: its own are SwiGLU, GEGLU, squared
+ReLU and DyT, none of which means the same as one of ours.
 """
 
 from __future__ import annotations
@@ -15,9 +19,9 @@ from typing import Any
 import numpy as np
 
 import gpuact
-from gpuact.libraries import numpy_dtype
+from gpuact.libraries import HALF, numpy_dtype
 
-from .cases import Case
+from .cases import DROPPED, EVERYTHING, GATED, OUT, PLAIN, RECORDED, SCALED, Case, Chain
 
 Array = Any
 Function = Callable[..., Any]
@@ -29,6 +33,7 @@ class Provider:
     place: str  # of measure.PLACES
     why_not: Callable[[], str | None]  # None where it can run, else a sentence
     spell: Callable[[Case], Function | None]  # None where it has no such function
+    compiles: bool = False  # for seconds, in every case
 
 
 # -- gpuact ---------------------------------------------------------------------------------------
@@ -39,8 +44,7 @@ def _unavailable(backend: str) -> str | None:
 
 
 def _ours(case: Case) -> Function:
-    function: Function = getattr(gpuact, case.function)
-    return function  # the array's home picks the backend
+    return case.public  # the array's home picks the backend
 
 
 # -- NumPy and SciPy ------------------------------------------------------------------------------
@@ -54,8 +58,13 @@ def _missing(package: str) -> str | None:
     return None
 
 
+def _slopes(weight: Array, x: Array) -> Array:
+    """One a channel, along axis 1."""
+    return weight.reshape(1, -1, *[1] * (x.ndim - 2))
+
+
 def _prelu_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
-    slope = weight.reshape(1, -1, *[1] * (x.ndim - 2))
+    slope = _slopes(weight, x)
     others = tuple(axis for axis in range(x.ndim) if axis != 1)
     return np.where(x > 0, dy, slope * dy), np.where(x > 0, 0, x * dy).sum(others)
 
@@ -82,25 +91,59 @@ def _cross_entropy_with_grad(logits: Array, target: Array, reduction: str) -> tu
     return -log_s[rows, target], dlogits
 
 
-# As people write them.
+def _as_written(xp: Any) -> Mapping[str, Function]:
+    """Elementwise functions and chains as people write them with NumPy or CuPy."""
+    return {
+        "linear": lambda x, scale, bias: scale * x + bias,
+        "sigmoid": lambda x: 1 / (1 + xp.exp(-x)),
+        "sigmoid_backward": lambda dy, y: dy * y * (1 - y),
+        "tanh": lambda x: xp.tanh(x),
+        "tanh_backward": lambda dy, y: dy * (1 - y * y),
+        "relu": lambda x: xp.maximum(x, 0),
+        "relu_backward": lambda dy, y: dy * (y > 0),
+        "leaky_relu": lambda x, negative_slope: xp.maximum(x, negative_slope * x),
+        "leaky_relu_backward": lambda dy, x, negative_slope: xp.where(
+            x > 0, dy, negative_slope * dy
+        ),
+        "prelu": lambda x, slope: xp.where(x > 0, x, slope * x),
+        SCALED: lambda x, scale, bias: xp.maximum(scale * x + bias, 0),
+        GATED: lambda x, gate, residual: gate / (1 + xp.exp(-x)) + residual,
+    }
+
+
+_DRAWS = np.random.default_rng()
+
+
+def _dropout(x: Array, p: float = 0.1) -> Array:
+    return x * (_DRAWS.random(x.shape, np.float32) >= p) / (1 - p)
+
+
 NUMPY: Mapping[str, Function] = {
-    "linear": lambda x, scale, bias: scale * x + bias,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "sigmoid_backward": lambda dy, y: dy * y * (1 - y),
-    "tanh": np.tanh,
-    "tanh_backward": lambda dy, y: dy * (1 - y * y),
-    "relu": lambda x: np.maximum(x, 0),
+    **_as_written(np),
+    "linear_backward": lambda dy, x, scale, bias: (scale * dy, (x * dy).sum(), dy.sum()),
+    "prelu": lambda x, weight: np.where(x > 0, x, _slopes(weight, x) * x),
     "prelu_backward": _prelu_backward,
     "softmax": _softmax,
     "softmax_backward": lambda dy, y: y * (dy - (dy * y).sum(-1, keepdims=True)),
     "log_softmax": _log_softmax,
     "cross_entropy": _cross_entropy,
     "cross_entropy_with_grad": _cross_entropy_with_grad,
+    DROPPED: lambda x, weight, residual: _dropout(np.where(x > 0, x, weight * x)) + residual,
+    EVERYTHING: lambda x, scale, bias, gate, residual: (
+        _dropout(np.tanh(scale * x + bias)) * gate + residual
+    ),
 }
 
 
+def _spelled(table: Mapping[str, Function], case: Case) -> Function | None:
+    """A chain goes by its text, and its backward has no spelling there."""
+    if isinstance(case, Chain):
+        return None if case.backward else table.get(case.text)
+    return table.get(case.function)
+
+
 def _numpy(case: Case) -> Function | None:
-    function = NUMPY.get(case.function)
+    function = _spelled(NUMPY, case)
     if function is None or case.dtype != "bfloat16":
         return function
 
@@ -127,8 +170,8 @@ SCIPY: Mapping[str, tuple[str, Mapping[str, int]]] = {
 def _scipy(case: Case) -> Function | None:
     from scipy import special
 
-    # bfloat16 is none of NumPy's own dtypes: SciPy has no loops for it
-    if case.function not in SCIPY or case.dtype == "bfloat16":
+    # SciPy has no loops for bfloat16, and its expit makes float64 of float16
+    if case.function not in SCIPY or case.dtype in HALF:
         return None
     name, options = SCIPY[case.function]
     return partial(getattr(special, name), **options)
@@ -152,11 +195,18 @@ def _torch_functions() -> Mapping[str, Function]:
 
     return {
         "linear": lambda x, scale, bias: torch.add(bias, x, alpha=scale),
+        "linear_backward": lambda dy, x, scale, bias: (scale * dy, (x * dy).sum(), dy.sum()),
         "sigmoid": torch.sigmoid,
         "sigmoid_backward": aten.sigmoid_backward.default,
         "tanh": torch.tanh,
         "tanh_backward": aten.tanh_backward.default,
         "relu": torch.relu,
+        "relu_backward": lambda dy, y: aten.threshold_backward(dy, y, 0),
+        "leaky_relu": functional.leaky_relu,
+        "leaky_relu_backward": lambda dy, x, negative_slope: aten.leaky_relu_backward(
+            dy, x, negative_slope, False
+        ),
+        "prelu": functional.prelu,
         "prelu_backward": prelu_backward,
         "softmax": lambda x, axis=-1: torch.softmax(x, axis),
         "softmax_backward": lambda dy, y: aten._softmax_backward_data(dy, y, -1, y.dtype),
@@ -167,15 +217,69 @@ def _torch_functions() -> Mapping[str, Function]:
     }
 
 
-def _torch(case: Case, compiled: Callable[[Function], Function] = lambda f: f) -> Function | None:
+@cache
+def _torch_chains() -> Mapping[str, Function]:
+    import torch
+    from torch.nn.functional import dropout, prelu
+
+    return {
+        SCALED: lambda x, scale, bias: torch.relu(scale * x + bias),
+        GATED: lambda x, gate, residual: torch.sigmoid(x) * gate + residual,
+        DROPPED: lambda x, weight, residual: dropout(prelu(x, weight), 0.1) + residual,
+        EVERYTHING: lambda x, scale, bias, gate, residual: (
+            dropout(torch.tanh(scale * x + bias), 0.1) * gate + residual
+        ),
+    }
+
+
+def _complete(case: Chain, dy: Array, given: tuple[Array, ...]) -> list[Array]:
+    """A chain's arguments, from those of its backward: the residual's values do not matter."""
+    named = dict(zip(case.reads[1:], given, strict=True))
+    return [named.get(name, dy) for name in ("x", *case.takes)]
+
+
+def _differentiated(case: Chain, chain: Function) -> Function:
+    """autograd's backward alone: forward ran before, and what it kept is read again each time."""
     import torch
 
+    graphs: dict[int, tuple[Array, list[Array]]] = {}
+
+    def backward(dy: Array, *given: Array) -> Any:
+        if id(dy) not in graphs:
+            leaves = [tensor.detach().requires_grad_() for tensor in _complete(case, dy, given)]
+            graphs[id(dy)] = chain(*leaves), leaves[: len(given)]
+        y, leaves = graphs[id(dy)]
+        return torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+    return backward
+
+
+def _pulled_back(case: Chain, chain: Function) -> Function:
+    """From the inputs to the gradients, for the compiler to make of it what it can.
+
+    Dropout draws a mask here instead of reading forward's: less to do than a training step has.
+    """
+    import torch
+
+    def backward(dy: Array, *given: Array) -> Any:
+        _, pull = torch.func.vjp(chain, *_complete(case, dy, given))
+        return pull(dy)[: len(given)]
+
+    return backward
+
+
+def _torch(case: Case, compiled: Callable[[Function], Function] | None = None) -> Function | None:
+    import torch
+
+    if isinstance(case, Chain):
+        chain = _torch_chains()[case.text]
+        if case.backward:
+            chain = (_pulled_back if compiled else _differentiated)(case, chain)
+        return compiled(chain) if compiled else chain
     function = _torch_functions().get(case.base if "_with_grad" in case.function else case.function)
     if function is None:
         return None
-    # torch falls back to eager, silently, after a few shapes of one function
-    torch.compiler.reset()
-    forward = compiled(function)
+    forward = compiled(function) if compiled else function
     if "_with_grad" not in case.function:
         return forward
 
@@ -188,10 +292,10 @@ def _torch(case: Case, compiled: Callable[[Function], Function] = lambda f: f) -
     return with_grad
 
 
-def _torch_compiled(case: Case) -> Function | None:
+def _torch_compiled(case: Case, **mode: str) -> Function | None:
     import torch
 
-    return _torch(case, partial(torch.compile, dynamic=False))
+    return _torch(case, partial(torch.compile, dynamic=False, **mode))
 
 
 def _no_torch_gpu() -> str | None:
@@ -203,16 +307,31 @@ def _no_torch_gpu() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA GPU"
 
 
-# -- plain CuPy -----------------------------------------------------------------------------------
+# -- CuPy -----------------------------------------------------------------------------------------
 
 # What a user of CuPy writes: one scalar a thread, computed in float, rounded at the store.
 ELEMENTWISE: Mapping[str, tuple[str, str]] = {
     "linear": ("T x, float32 scale, float32 bias", "scale * float(x) + bias"),
+    "linear_backward": ("T dy, float32 scale", "scale * float(dy)"),
     "sigmoid": ("T x", "1 / (1 + expf(-float(x)))"),
     "sigmoid_backward": ("T dy, T y", "float(dy) * float(y) * (1 - float(y))"),
     "tanh": ("T x", "tanhf(float(x))"),
     "tanh_backward": ("T dy, T y", "float(dy) * (1 - float(y) * float(y))"),
     "relu": ("T x", "float(x) <= 0 ? 0.0f : float(x)"),
+    "relu_backward": ("T dy, T y", "float(y) <= 0 ? 0.0f : float(dy)"),
+    "leaky_relu": ("T x, float32 slope", "(float(x) > 0 ? 1 : slope) * float(x)"),
+    "leaky_relu_backward": ("T dy, T x, float32 slope", "(float(x) > 0 ? 1 : slope) * float(dy)"),
+    "prelu": ("T x, T slope", "(float(x) > 0 ? 1 : float(slope)) * float(x)"),
+    "prelu_backward": ("T dy, T x, T slope", "(float(x) > 0 ? 1 : float(slope)) * float(dy)"),
+    SCALED: ("T x, T scale, T bias", "fmaxf(float(scale) * float(x) + float(bias), 0)"),
+    GATED: ("T x, T gate, T residual", "float(gate) / (1 + expf(-float(x))) + float(residual)"),
+}
+
+# The terms of the sums over channels or over everything, which follow in kernels of their own.
+SUMS: Mapping[str, tuple[str, str]] = {
+    "x·dy": ("T dy, T x", "float(x) * float(dy)"),
+    "dy": ("T dy", "float(dy)"),
+    "x·dy where x ≤ 0": ("T dy, T x", "float(x) > 0 ? 0.0f : float(x) * float(dy)"),
 }
 
 
@@ -220,16 +339,71 @@ def plain_kernel(function: str) -> Function:
     import cupy
 
     takes, value = ELEMENTWISE[function]
-    name = f"plain_{function}"
+    name = f"plain_{function}" if function.isidentifier() else "plain_chain"
     kernel: Function = cupy.ElementwiseKernel(takes, "T out", f"out = T({value})", name)
     return kernel
 
 
+def plain_sum(terms: str) -> Function:
+    import cupy
+
+    takes, value = SUMS[terms]
+    total = takes, "T out", value, "a + b", "out = T(a)", "0", "plain_sum"
+    kernel: Function = cupy.ReductionKernel(*total, reduce_type="float")
+    return kernel
+
+
 def _cupy(case: Case) -> Function | None:
-    if case.function not in ELEMENTWISE:
+    key = case.text if isinstance(case, Chain) else case.function
+    if key not in ELEMENTWISE or (isinstance(case, Chain) and case.backward):
         return None
-    kernel = plain_kernel(case.function)
+    kernel = plain_kernel(key)
+    if key == "linear_backward":
+        dscale, dbias = plain_sum("x·dy"), plain_sum("dy")
+        return lambda dy, x, scale, bias: (kernel(dy, scale), dscale(dy, x), dbias(dy))
+    if key == "prelu":
+        return lambda x, weight: kernel(x, _slopes(weight, x))
+    if key == "prelu_backward":
+        dweight, others = plain_sum("x·dy where x ≤ 0"), (0, *range(2, len(case.shape)))
+        return lambda dy, x, weight: (
+            kernel(dy, x, _slopes(weight, x)),
+            dweight(dy, x, axis=others),
+        )
     return lambda *args, **options: kernel(*args, *options.values())
+
+
+def fused_by_cupy(case: Case) -> Function | None:
+    """What `cupy.fuse` makes of a function as people write it."""
+    import cupy
+
+    written = _spelled(_as_written(cupy), case)
+    if written is None:
+        return None
+    fused: Function = cupy.fuse(kernel_name="fused_by_cupy")(written)
+    return fused
+
+
+def numbers(case: Case) -> list[Any]:
+    """The options, in the case's dtype: a Python float would make float32 of CuPy's bfloat16."""
+    return [numpy_dtype(case.dtype).type(value) for value in case.options.values()]
+
+
+def _cupy_fuse(case: Case) -> Function | None:
+    fused, given = fused_by_cupy(case), numbers(case)
+    if fused is None:
+        return None
+    if case.function == "prelu":
+        return lambda x, weight: fused(x, _slopes(weight, x))
+    return lambda *args, **options: fused(*args, *given)
+
+
+def _cupyx(case: Case) -> Function | None:
+    from cupyx.scipy import special
+
+    if case.function != "sigmoid":
+        return None
+    # of float16 expit makes float64, of bfloat16 float32: whoever wants his dtype back casts
+    return lambda x: special.expit(x).astype(x.dtype, copy=False)
 
 
 # -- all of them ----------------------------------------------------------------------------------
@@ -249,5 +423,103 @@ ON_GPU = (
     Provider("gpuact on Triton", "torch on CUDA", partial(_unavailable, "triton"), _ours),
     Provider("CuPy ElementwiseKernel", "cupy", partial(_unavailable, "cupy"), _cupy),
     Provider("torch", "torch on CUDA", _no_torch_gpu, _torch),
-    Provider("torch.compile", "torch on CUDA", _no_torch_gpu, _torch_compiled),
+    Provider("torch.compile", "torch on CUDA", _no_torch_gpu, _torch_compiled, compiles=True),
+)
+
+# Without CUDA graphs, which would copy every input into memory of their own.
+AUTOTUNED = partial(_torch_compiled, mode="max-autotune-no-cudagraphs")
+
+ELEMENTWISE_ON_GPU = (
+    *ON_GPU,
+    Provider("torch.compile, tuned", "torch on CUDA", _no_torch_gpu, AUTOTUNED, compiles=True),
+    Provider("cupy.fuse", "cupy", partial(_unavailable, "cupy"), _cupy_fuse),
+    Provider("cupyx", "cupy", partial(_unavailable, "cupy"), _cupyx),
+)
+
+# Whose autograd is asked what it holds.
+HOLDERS_ON_CPU = (
+    Provider("gpuact on torch tensors", "torch on the CPU", partial(_missing, "torch"), _ours),
+    ON_CPU[-1],
+)
+HOLDERS_ON_GPU = tuple(p for p in ON_GPU if p.place == "torch on CUDA")
+
+
+# -- a call of relu -------------------------------------------------------------------------------
+
+Ways = Mapping[str, Callable[[], Array]]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls relu, and how: `ways` is given x, and y to write to."""
+
+    name: str
+    place: str
+    why_not: Callable[[], str | None]
+    ways: Callable[[Array, Array], Ways]
+
+
+def _our_calls(x: Array, y: Array) -> Ways:
+    return {PLAIN: partial(gpuact.relu, x), OUT: partial(gpuact.relu, x, out=y)}
+
+
+def _our_torch_calls(x: Array, y: Array) -> Ways:
+    return {**_our_calls(x, y), RECORDED: partial(gpuact.relu, x.detach().requires_grad_())}
+
+
+def _numpy_calls(x: Array, y: Array) -> Ways:
+    return {PLAIN: partial(np.maximum, x, 0), OUT: partial(np.maximum, x, 0, out=y)}
+
+
+def _cupy_calls(x: Array, y: Array) -> Ways:
+    kernel = plain_kernel("relu")
+    return {PLAIN: partial(kernel, x), OUT: partial(kernel, x, y)}
+
+
+def _torch_calls(x: Array, y: Array) -> Ways:
+    import torch
+
+    return {
+        PLAIN: partial(torch.relu, x),
+        OUT: partial(torch.clamp_min, x, 0, out=y),
+        RECORDED: partial(torch.relu, x.detach().requires_grad_()),
+    }
+
+
+def _empty_function_calls(x: Array, y: Array) -> Ways:
+    """What Python costs under autograd: a function around torch's relu that does nothing else."""
+    import torch
+
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Array) -> Array:
+            return torch.relu(x)
+
+    return {RECORDED: partial(Empty.apply, x.detach().requires_grad_())}
+
+
+def _compiled_calls(x: Array, y: Array) -> Ways:
+    import torch
+
+    relu = torch.compile(torch.relu, dynamic=False)
+    return {PLAIN: partial(relu, x), RECORDED: partial(relu, x.detach().requires_grad_())}
+
+
+_no_torch = partial(_missing, "torch")
+
+CALLERS_ON_CPU = (
+    Caller("gpuact on NumPy", "numpy", lambda: None, _our_calls),
+    Caller("NumPy", "numpy", lambda: None, _numpy_calls),
+    Caller("gpuact on torch tensors", "torch on the CPU", _no_torch, _our_torch_calls),
+    Caller("torch", "torch on the CPU", _no_torch, _torch_calls),
+    Caller("an empty autograd function", "torch on the CPU", _no_torch, _empty_function_calls),
+)
+
+CALLERS_ON_GPU = (
+    Caller("gpuact on CuPy", "cupy", partial(_unavailable, "cupy"), _our_calls),
+    Caller("gpuact on Triton", "torch on CUDA", partial(_unavailable, "triton"), _our_torch_calls),
+    Caller("CuPy ElementwiseKernel", "cupy", partial(_unavailable, "cupy"), _cupy_calls),
+    Caller("torch", "torch on CUDA", _no_torch_gpu, _torch_calls),
+    Caller("an empty autograd function", "torch on CUDA", _no_torch_gpu, _empty_function_calls),
+    Caller("torch.compile", "torch on CUDA", _no_torch_gpu, _compiled_calls),
 )

@@ -20,9 +20,12 @@ from rich.text import Text
 
 import gpuact
 
+from .cases import COPY, Goal
 from .digits import ENOUGH, Trained
+from .held import Held
+from .host import Cost
 from .measure import Timing
-from .suite import COPY, Row, Verdict
+from .suite import Row, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -103,25 +106,94 @@ def print_case(out: Console, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.reason:
             out.print(Text(f"  {row.provider}: {row.status}: {row.reason}", "yellow"))
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note:
+            notes.setdefault(row.note, []).append(row.provider)
+    for note, who in notes.items():
+        out.print(Text(f"  {', '.join(who)}: {note}", "dim"))
+
+
+def print_costs(out: Console, rows: Sequence[Cost]) -> None:
+    """One way of calling: a line a caller."""
+    if not rows:
+        return
+    out.print(Text(rows[0].case, "cyan"))
+    table = Table.grid(padding=(0, 1))
+    for name, width in (("", 28), ("time", 9), ("20–80 %", 18)):
+        table.add_column(width=width, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        if row.timing:
+            style = "bold" if "gpuact" in row.provider else ""
+            cells = f"  {row.provider}", duration(row.timing.median), _spread(row.timing)
+            table.add_row(*cells, style=style)
+    out.print(table)
+    for row in rows:
+        if row.reason:
+            out.print(Text(f"  {row.provider}: {row.status}: {row.reason}", "yellow"))
+
+
+def print_held(out: Console, rows: Sequence[Held]) -> None:
+    """One case: bytes an element that are kept for backward, and of what; a line a provider."""
+    if not rows:
+        return
+    out.print(Text(f"{rows[0].case}, held for backward", "cyan"))
+    for row in rows:
+        if row.reason:
+            out.print(Text(f"  {row.provider}: {row.reason}", "yellow"))
+        else:
+            each = f"{row.bytes / row.elements:.3g} bytes an element"
+            of = f" ({', '.join(row.kept)})" if row.kept else ""
+            style = "bold" if "gpuact" in row.provider else ""
+            out.print(Text(f"  {row.provider:24}{each}{of}", style))
+
+
+STYLES = {"held": "green", "missed": "red", "not measured": "yellow"}
+
+
+def _aim(goal: Goal) -> str:
+    if goal.figure == "not behind":
+        return goal.figure
+    return f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.figure}"
+
+
+def _value(verdict: Verdict) -> str:
+    return "not measured" if verdict.value is None else f"{verdict.value:.2f}"
+
+
+def verdict(found: Verdict) -> str:
+    """In one line."""
+    goal, value = found.goal, "" if found.value is None else f" with {_value(found)}"
+    return f"{goal.ours}: {goal.case} beside {goal.rival}: {found.word}{value}"
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+    """A row a goal."""
     table = Table(
         "gpuact on NumPy", "beside", "goal", "here", "", title="Goals", title_style="bold"
     )
-    for verdict in verdicts:
-        goal = verdict.goal
-        comparison = "≥" if goal.figure == "times as fast" else "≤"
-        value = "not measured" if verdict.value is None else f"{verdict.value:.2f}"
-        word, style = ("held", "green") if verdict.held else ("missed", "red")
-        table.add_row(
-            goal.case.name,
-            goal.rival,
-            f"{comparison} {goal.limit:g} {goal.figure}",
-            value,
-            Text(word, style),
-        )
+    for found in verdicts:
+        word = Text(found.word, STYLES[found.word])
+        table.add_row(found.goal.case, found.goal.rival, _aim(found.goal), _value(found), word)
     return table
+
+
+def print_goals(out: Console, verdicts: Iterable[Verdict]) -> None:
+    """Where one goal is set for many cases: how many hold it, and each that does not."""
+    groups: dict[tuple[str, str, str], list[Verdict]] = {}
+    for found in verdicts:
+        goal = found.goal
+        groups.setdefault((goal.ours, goal.rival, _aim(goal)), []).append(found)
+    table = Table("", "beside", "goal", "cases", title="Goals", title_style="bold")
+    for who, group in groups.items():
+        words = [found.word for found in group]
+        counts = ", ".join(f"{words.count(word)} {word}" for word in STYLES if word in words)
+        style = next(STYLES[word] for word in ("missed", *reversed(STYLES)) if word in words)
+        table.add_row(*who, Text(counts, style))
+    out.print(table)
+    for found in (found for group in groups.values() for found in group):
+        if found.word == "missed":
+            out.print(Text(verdict(found), "red"))
 
 
 def digits_table(trained: Iterable[Trained]) -> Table:
@@ -218,6 +290,8 @@ def versions() -> dict[str, str]:
 def record(
     settings: dict[str, Any],
     rows: Sequence[Row],
+    costs: Sequence[Cost],
+    held: Sequence[Held],
     verdicts: Sequence[Verdict],
     trained: Sequence[Trained],
 ) -> dict[str, Any]:
@@ -233,16 +307,19 @@ def record(
         "versions": versions(),
         "settings": settings,
         "rows": [asdict(row) for row in rows],
+        "host_costs": [asdict(row) for row in costs],
+        "held_for_backward": [asdict(row) for row in held],
         "goals": [
             {
-                "case": verdict.goal.case.name,
-                "rival": verdict.goal.rival,
-                "figure": verdict.goal.figure,
-                "limit": verdict.goal.limit,
-                "value": verdict.value,
-                "held": verdict.held,
+                "case": found.goal.case,
+                "ours": found.goal.ours,
+                "rival": found.goal.rival,
+                "figure": found.goal.figure,
+                "limit": found.goal.limit,
+                "value": found.value,
+                "held": found.held,
             }
-            for verdict in verdicts
+            for found in verdicts
         ],
         "digits": [asdict(row) for row in trained],
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,11 +13,75 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import gpuact
 
 from . import report
-from .cases import CPU, GPU, Case
+from .cases import (
+    CPU,
+    ELEMENTWISE_CPU,
+    ELEMENTWISE_GOALS,
+    ELEMENTWISE_GPU,
+    GOALS,
+    GPU,
+    HELD,
+    HOST,
+    Case,
+    Goal,
+)
 from .digits import EPOCHS, HIDDEN, Trained, difference_from_s_minus_y, train_all
-from .providers import ON_CPU, ON_GPU, Provider
+from .held import Held, held
+from .host import Cost, costs
+from .providers import (
+    CALLERS_ON_CPU,
+    CALLERS_ON_GPU,
+    ELEMENTWISE_ON_GPU,
+    HOLDERS_ON_CPU,
+    HOLDERS_ON_GPU,
+    ON_CPU,
+    ON_GPU,
+    Caller,
+    Provider,
+)
 from .suite import Row, Verdict, verdicts
 from .suite import run as run_cases
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is run of a suite, and by whom."""
+
+    cases: Sequence[Case]
+    providers: Sequence[Provider]
+    goals: Sequence[Goal] = ()
+    callers: Sequence[Caller] = ()
+    holders: Sequence[Provider] = ()
+    held: Sequence[Case] = ()
+    ways: Sequence[str] = ()  # of calling, by the names of their rows
+
+    def only(self, text: str) -> Suite:
+        """What has this in its name."""
+        return replace(
+            self,
+            cases=[case for case in self.cases if text in case.name],
+            goals=[goal for goal in self.goals if text in goal.case],
+            held=[case for case in self.held if text in case.name],
+            ways=[way for way in self.ways if text in way],
+        )
+
+    @property
+    def empty(self) -> bool:
+        return not (self.cases or self.held or self.ways)
+
+
+def _suites() -> dict[str, Suite]:
+    """By name; `elementwise` is the GPU's where one answers, else the CPU's, which has no goals."""
+    elementwise = Suite(ELEMENTWISE_CPU, ON_CPU, (), CALLERS_ON_CPU, HOLDERS_ON_CPU)
+    if _gpu_answers():
+        who = ELEMENTWISE_ON_GPU, ELEMENTWISE_GOALS, CALLERS_ON_GPU, HOLDERS_ON_GPU
+        elementwise = Suite(ELEMENTWISE_GPU, *who)
+    return {
+        "cpu": Suite(CPU, ON_CPU, GOALS),
+        "gpu": Suite(GPU, ON_GPU),
+        "elementwise": replace(elementwise, held=HELD, ways=tuple(HOST.values())),
+        "digits": Suite((), ()),
+    }
 
 
 def _bar(out: Console) -> Progress:
@@ -35,18 +101,32 @@ def _gpu_answers() -> bool:
     return found["cupy"].available or found["triton"].available
 
 
-def throughput(
-    out: Console, cases: Sequence[Case], providers: Sequence[Provider], seconds: float
-) -> list[Row]:
+def throughput(out: Console, suite: Suite, seconds: float) -> list[Row]:
     out.print(report.heading())
     rows: list[Row] = []
     with _bar(out) as bar:
-        task = bar.add_task("cases", total=len(cases))
-        for found in run_cases(cases, providers, seconds):
+        task = bar.add_task("cases", total=len(suite.cases))
+        for found in run_cases(suite.cases, suite.providers, seconds):
             report.print_case(out, found)
             rows += found
             bar.update(task, advance=1, refresh=True)
     return rows
+
+
+def host_costs(out: Console, suite: Suite, seconds: float) -> list[Cost]:
+    found = []
+    for rows in costs(suite.callers, suite.ways, seconds):
+        report.print_costs(out, rows)
+        found += rows
+    return found
+
+
+def bytes_held(out: Console, suite: Suite) -> list[Held]:
+    found = []
+    for rows in held(suite.held, suite.holders):
+        report.print_held(out, rows)
+        found += rows
+    return found
 
 
 def digits(out: Console, epochs: int) -> list[Trained]:
@@ -61,40 +141,56 @@ def digits(out: Console, epochs: int) -> list[Trained]:
 
 
 def _failures(
-    rows: Iterable[Row], goals: Iterable[Verdict], trained: Iterable[Trained]
+    rows: Iterable[Row | Cost], goals: Iterable[Verdict], trained: Iterable[Trained]
 ) -> list[str]:
     """What --check does not let pass; a rival may be as wrong as it likes."""
     bad = (r for r in rows if r.status in ("wrong", "failed") and r.provider.startswith("gpuact"))
     return [
         *(f"{r.case}: {r.provider}: {r.reason}" for r in bad),
-        *(f"{g.goal.case.name} beside {g.goal.rival}: missed" for g in goals if not g.held),
+        *(report.verdict(g) for g in goals if not g.held),
         *(f"digits with {t.activation}: {t.accuracy:.1%}" for t in trained if not t.enough),
     ]
 
 
 def run(args: argparse.Namespace) -> int:
     out = report.console()
-    suite = args.command or args.suite
-    if suite == "here":
-        suite = "gpu" if _gpu_answers() else "cpu"
+    name = args.command or args.suite
+    if name == "here":
+        name = "gpu" if _gpu_answers() else "cpu"
+    suite = _suites()[name]
+    if args.only:
+        suite = suite.only(args.only)
+        if suite.empty:
+            message = f"bench: --only: {args.only!r} came, no case of {name} has it in its name"
+            print(message, file=sys.stderr)
+            return 2
     report.print_machine(out)
-    rows: list[Row] = []
-    goals: list[Verdict] = []
-    trained: list[Trained] = []
-    if suite == "gpu":
-        rows = throughput(out, GPU, ON_GPU, args.seconds)
-    if suite == "cpu":
-        rows = throughput(out, CPU, ON_CPU, args.seconds)
-        goals = verdicts(rows)
+    if name == "elementwise" and not _gpu_answers():
+        out.print(
+            "No GPU answers here: the cases have a CPU's sizes, and the goals are not measured."
+        )
+    rows = throughput(out, suite, args.seconds) if suite.cases else []
+    paid = host_costs(out, suite, args.seconds)
+    kept = bytes_held(out, suite)
+    goals = verdicts([*rows, *paid], suite.goals)
+    if goals and name == "cpu":
         out.print(report.verdict_table(goals))
+    elif goals:
+        report.print_goals(out, goals)
+    trained: list[Trained] = []
     epochs = args.epochs or EPOCHS
-    if suite == "digits" or args.suite == "here":
+    if name == "digits" or args.suite == "here":
         trained = digits(out, epochs)
     if args.out:
-        settings = {"suite": suite, "seconds_per_case": args.seconds, "epochs": epochs}
-        result = report.record(settings, rows, goals, trained)
+        settings = {
+            "suite": name,
+            "seconds_per_case": args.seconds,
+            "only": args.only,
+            "epochs": epochs,
+        }
+        result = report.record(settings, rows, paid, kept, goals, trained)
         out.print(f"written: {report.write(result, args.out)}")
-    failures = _failures(rows, goals, trained) if args.check else []
+    failures = _failures([*rows, *paid], goals, trained) if args.check else []
     for failure in failures:
         out.print(f"check: {failure}")
     return 1 if failures else 0

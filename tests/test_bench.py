@@ -1,4 +1,8 @@
-"""The benchmark tells the truth: bytes, checks, goals, JSON; the digits' gradients are right."""
+"""The benchmark tells the truth: bytes, checks, goals, JSON; the digits' gradients are right.
+
+What needs a GPU is its providers and its clock. Their kernels are executed by the PTX interpreter,
+torch's spellings on CPU tensors, and compiled ones without the compiler behind.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +21,32 @@ import numpy as np
 import pytest
 
 import gpuact
+from gpuact.catalogue import FUNCTIONS
 from gpuact.libraries import numpy_dtype
 
 pytest.importorskip("rich")
-from bench import cases, digits, measure, providers, report, suite
+from bench import cases, digits, held, host, measure, providers, report, suite
 from bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 Array = Any
 
-EVERY = {case.name: case for case in cases.GPU + cases.CPU}
+TABLES = {
+    "GPU": cases.GPU,
+    "CPU": cases.CPU,
+    "ELEMENTWISE_GPU": cases.ELEMENTWISE_GPU,
+    "ELEMENTWISE_CPU": cases.ELEMENTWISE_CPU,
+    "HELD": (*cases.HELD, cases.CALL),
+}
 
 
 def small(case: cases.Case) -> cases.Case:
     """The case on arrays that cost nothing, of lengths that all differ."""
     return replace(case, shape=(5, 7, 3, 2)[: len(case.shape)])
+
+
+# What differs in its size alone is one case here.
+EVERY = {small(case).name: case for table in TABLES.values() for case in table}
 
 
 def outputs(result: Any) -> tuple[Array, ...]:
@@ -44,7 +61,7 @@ def test_bytes_are_those_of_the_arrays_read_and_written(name: str) -> None:
     case = small(EVERY[name])
     read = cases.inputs(case)
     with gpuact.using("numpy"):
-        written = outputs(getattr(gpuact, case.function)(*read.values(), **case.options))
+        written = outputs(case.public(*read.values(), **case.options))
     # one number an element or a row; slopes, one a channel, are not counted
     counted = [a for a in (*read.values(), *written) if a.shape in (case.shape, case.shape[:1])]
     assert case.bytes == sum(array.nbytes for array in counted)
@@ -77,10 +94,52 @@ def test_the_design_cases_are_all_there() -> None:
     assert {c.per_row for c in cases.GPU if c.base == "cross_entropy"} == {12}
 
 
-def test_cases_have_names_of_their_own() -> None:
-    assert len(EVERY) == len(cases.GPU) + len(cases.CPU)
-    assert "softmax float32 8192×8192 axis 0" in EVERY
-    assert "relu bfloat16 2^28" in EVERY
+FUSED_BYTES = {  # an element of bfloat16, forward and backward
+    "relu(scale·x + bias)": (4, 6),
+    "sigmoid(x)·gate + residual": (8, 10),
+    "dropout(prelu(x)) + residual": (6, 6),
+    "dropout(tanh(scale·x + bias))·gate + residual": (8, 10),
+}
+
+
+def test_every_elementwise_function_has_its_cases() -> None:
+    """Forward and backward, in each dtype, with no fewer than 2^27 elements; and four chains."""
+    large = [c for c in cases.ELEMENTWISE_GPU if math.prod(c.shape) >= 2**27]
+    functions = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
+    stated = {
+        *((f, dtype, 2 * size) for f in functions for dtype, size in cases.ITEM.items()),
+        *((f"{f}_backward", d, 3 * size) for f in functions for d, size in cases.ITEM.items()),
+    }
+    plain = [c for c in large if not isinstance(c, cases.Chain)]
+    assert {(c.function, c.dtype, c.per_element) for c in plain} == stated
+    assert cases.ELEMENTWISE_GPU[: len(cases.LIMITS)] == cases.LIMITS
+    chains = [c for c in large if isinstance(c, cases.Chain)]
+    assert {c.dtype for c in chains} == {"bfloat16"}
+    moved = {(c.text, c.backward): c.per_element for c in chains}
+    assert moved == {
+        (text, k == 1): n for text, both in FUSED_BYTES.items() for k, n in enumerate(both)
+    }
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_cases_have_names_of_their_own(table: str) -> None:
+    names = [case.name for case in TABLES[table]]
+    assert len(set(names)) == len(names)
+
+
+def test_names_say_function_dtype_and_shape() -> None:
+    names = {case.name for table in TABLES.values() for case in table}
+    assert "softmax float32 8192×8192 axis 0" in names
+    assert "relu bfloat16 2^28" in names
+    assert "fused_backward sigmoid(x)·gate + residual bfloat16 32768×4096" in names
+
+
+def test_no_rounding_carries_a_scaled_input_over_the_kink() -> None:
+    """The chain's scales are powers of two: scale·x is exact, whatever a rival rounds to."""
+    case = next(c for c in cases.ELEMENTWISE_GPU if "scale" in c.reads)
+    scale = cases.inputs(replace(case, shape=(3, 1000)))["scale"].astype(np.float32)
+    assert set(np.abs(scale)) == {0.5, 1.0, 2.0}
+    assert {-1.0, 1.0} == set(np.sign(scale))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -91,17 +150,96 @@ def test_inputs_are_random_and_of_the_dtype(name: str) -> None:
         assert np.count_nonzero(array) > array.size // 3 or key == "target"
 
 
+@pytest.mark.parametrize("function", ["sigmoid", "tanh", "relu"])
+def test_the_y_that_backward_reads_is_forward_s(function: str) -> None:
+    case = cases.Case(f"{function}_backward", "bfloat16", (600,), 6)
+    arrays = cases.inputs(case)
+    x = cases._spread(case.dtype, case.shape, 0)
+    with gpuact.using("numpy"):
+        assert np.array_equal(arrays["y"], getattr(gpuact, case.base)(x, **case.options))
+
+
 def test_goals_name_cases_and_rivals_that_are_run() -> None:
     names = {provider.name for provider in providers.ON_CPU}
     assert len(cases.GOALS) == 4
     for goal in cases.GOALS:
-        assert goal.case in cases.CPU
-        assert goal.rival in names
+        assert goal.case in {case.name for case in cases.CPU}
+        assert names >= {goal.ours, *goal.rivals}
     sigmoid, relu = cases.GOALS[0], cases.GOALS[2]
     assert sigmoid.held(sigmoid.value(ours=1.0, theirs=1.3))
     assert not sigmoid.held(sigmoid.value(ours=1.0, theirs=1.29))
     assert relu.held(relu.value(ours=1.15, theirs=1.0))
     assert not relu.held(relu.value(ours=1.16, theirs=1.0))
+
+
+def test_the_gpu_s_goals_name_cases_and_rivals_that_are_run() -> None:
+    timed = {case.name: case for case in cases.ELEMENTWISE_GPU}
+    names = {provider.name: provider for provider in providers.ELEMENTWISE_ON_GPU}
+    callers = {caller.name for caller in providers.CALLERS_ON_GPU}
+    for goal in cases.ELEMENTWISE_GOALS:
+        if goal.case in cases.HOST.values():
+            assert callers >= {goal.ours, *goal.rivals}
+            continue
+        case = timed[goal.case]
+        for rival in goal.rivals:
+            assert rival == cases.COPY or case.compiled or not names[rival].compiles
+        assert goal.ours in names
+        if "CuPy ElementwiseKernel" in goal.rivals:
+            assert case.function in providers.ELEMENTWISE
+
+
+def test_the_gpu_s_goals_are_those_of_the_design() -> None:
+    both = {"gpuact on CuPy", "gpuact on Triton"}
+    functions = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
+    every = {f"{f}{way}" for f in functions for way in ("", "_backward")}
+
+    def asked(limit: float, figure: str = "times as fast", ours: set[str] = both) -> set[str]:
+        """The cases in which all of `ours` have such a goal."""
+        goals = [g for g in cases.ELEMENTWISE_GOALS if (g.limit, g.figure) == (limit, figure)]
+        return set.intersection(*({g.case for g in goals if g.ours == who} for who in ours))
+
+    copied = {name.partition(" 2^")[0].partition(" 128×")[0] for name in asked(0.95)}
+    assert copied == {f"{name} {dtype}" for name in every for dtype in cases.ITEM}
+    plain = {name.partition(" ")[0] for name in asked(1.5, ours={"gpuact on CuPy"})}
+    assert plain == every
+    chains = {c.name for c in cases.ELEMENTWISE_GPU if isinstance(c, cases.Chain)}
+    assert len(chains) == 8
+    assert asked(2.0) == chains
+    assert asked(1.0, "not behind") == chains
+    assert len(asked(1.0, "of its time", {"gpuact on CuPy"})) == 2
+    assert len(asked(3.0, "µs more", {"gpuact on Triton"})) == 2
+
+
+def cost(case: str, provider: str, median: float, high: float) -> host.Cost:
+    return host.Cost(case, provider, "timed", timing=measure.Timing(median, median, high, 7))
+
+
+@pytest.mark.parametrize(
+    ("figure", "limit", "ours", "value", "reached"),
+    [
+        ("times as fast", 2.0, 1.0, 2.0, True),  # beside the quicker of two: 2 s and 3 s
+        ("times as fast", 2.0, 1.1, 2 / 1.1, False),
+        ("not behind", 1.0, 2.05, 2.1 / 2.05, True),  # within the rival's own spread: to 2.1 s
+        ("not behind", 1.0, 2.2, 2.1 / 2.2, False),
+        ("of its time", 1.0, 1.9, 0.95, True),
+        ("µs more", 3.0, 2.0000029, 2.9, True),
+        ("µs more", 3.0, 2.0000031, 3.1, False),
+    ],
+)
+def test_a_goal_is_held_beside_the_quickest_rival(
+    figure: Any, limit: float, ours: float, value: float, reached: bool
+) -> None:
+    goal = cases.Goal("a case", ("first", "second"), limit, figure, "ours")
+    rows = [
+        *(cost("a case", "ours", ours, 9), cost("a case", "first", 2.0, 2.1)),
+        *(cost("a case", "second", 3.0, 3.1), cost("another", "second", 0.1, 0.1)),
+    ]
+    (verdict,) = suite.verdicts(rows, [goal])
+    assert verdict.value == pytest.approx(value)
+    assert (verdict.held, verdict.word) == (reached, "held" if reached else "missed")
+    for k in range(3):
+        (verdict,) = suite.verdicts(rows[:k] + rows[k + 1 :], [goal])
+        assert (verdict.value, verdict.held, verdict.word) == (None, False, "not measured")
 
 
 # -- who is right ---------------------------------------------------------------------------------
@@ -167,7 +305,7 @@ def test_a_planted_fault_is_a_row_that_says_so(function: Any, status: str, reaso
 
 
 def test_a_large_case_is_compared_by_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "CHECKED", 1000)
+    monkeypatch.setitem(suite.CHECKED, "rows", 1000)
     case = cases.Case("softmax", "float32", (100, 40), 8)
 
     def last_row_wrong(x: Array) -> Array:
@@ -188,7 +326,8 @@ def test_a_provider_that_cannot_run_says_why() -> None:
 
 
 def test_a_provider_without_the_function_has_no_row() -> None:
-    assert providers._scipy(small(EVERY["relu float32 2^24"])) is None
+    assert providers._scipy(replace(SIGMOID, function="relu")) is None
+    assert providers._scipy(replace(SIGMOID, dtype="bfloat16")) is None
     rows = rows_of(SIGMOID, planted(gpuact.sigmoid), planted(None))
     assert list(rows) == ["copy", "planted"]
 
@@ -204,25 +343,354 @@ def test_every_spelling_computes_what_it_should(name: str, rival: str) -> None:
     if reason is not None:
         pytest.skip(reason)
     if provider.spell(case) is not None:
-        assert rows_of(case, provider)[rival].reason == ""
+        assert judged(case, provider) == ("timed", "")
+
+
+def judged(case: cases.Case, provider: providers.Provider) -> tuple[str, str]:
+    """What the suite says to a provider's results."""
+    arrays = cases.inputs(case)
+    judge, _ = suite._judge(case, provider, arrays)
+    place = measure.PLACES[provider.place]()
+    held = [place.put(array) for array in arrays.values()]
+    function = provider.spell(case)
+    assert function is not None
+    expected = suite.reference(case, arrays)
+    return suite.checked(case, place, lambda: function(*held, **case.options), expected, judge)
+
+
+def on_torch(function: Any) -> providers.Provider:
+    return replace(RIVALS["torch"], spell=lambda case: function)
+
+
+CHAINS = {c.name: c for c in cases.ELEMENTWISE_GPU if isinstance(c, cases.Chain)}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_have_a_torch_spelling_to_compile(name: str, dtype: str) -> None:
+    """Without the compiler: it would be asked for these very functions."""
+    pytest.importorskip("torch")
+    case = replace(CHAINS[name], dtype=dtype, shape=(64, 96))
+    spelled = providers._torch(case, compiled=lambda function: function)
+    assert judged(case, on_torch(spelled)) == ("timed", "")
+
+
+def test_torch_compiles_a_chain_s_backward_whole() -> None:
+    """In one graph: nothing of `torch.func.vjp` is left to Python. No C++ compiler is called."""
+    torch = pytest.importorskip("torch")
+    case = next(c for c in CHAINS.values() if c.text == cases.GATED and c.backward)
+    case = replace(case, shape=(16, 24))
+    compiled = providers._torch(
+        case, lambda function: torch.compile(function, backend="aot_eager", fullgraph=True)
+    )
+    assert judged(case, on_torch(compiled)) == ("timed", "")
+
+
+DROPPING = replace(
+    next(c for c in CHAINS.values() if c.text == cases.EVERYTHING), shape=(64, 96), dtype="float32"
+)
+
+
+def dropped(x: Array, scale: Array, bias: Array, p: float, divisor: float) -> Array:
+    import torch
+
+    y = torch.tanh(scale * x + bias)
+    return y * (torch.rand_like(y) >= p) / divisor
+
+
+@pytest.mark.parametrize(
+    ("p", "divisor", "status", "reason"),
+    [
+        (0.1, 0.9, "timed", ""),
+        (0.0, 0.9, "wrong", "0.000 of the values are dropped, 0.1 is expected"),
+        (0.2, 0.9, "wrong", "of the values are dropped, 0.1 is expected"),
+        (0.1, 1.0, "wrong", "values differ: "),
+    ],
+)
+def test_a_mask_of_its_own_must_drop_as_many_and_scale_the_rest(
+    p: float, divisor: float, status: str, reason: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+
+    def rival(x: Array, scale: Array, bias: Array, gate: Array, residual: Array) -> Array:
+        return dropped(x, scale, bias, p, divisor) * gate + residual
+
+    found = judged(DROPPING, on_torch(rival))
+    assert found[0] == status
+    assert reason in found[1]
+
+
+def test_ours_must_drop_the_very_elements_that_numpy_drops() -> None:
+    arrays = cases.inputs(DROPPING)
+    expected = suite.reference(DROPPING, arrays)
+    other = gpuact.Dropout(DROPPING.dropout, seed=2)
+    judge, note = suite._judge(DROPPING, providers.ON_CPU[0], arrays)
+    assert note == ""
+    x, *rest = arrays.values()
+    named = dict(zip(DROPPING.takes, rest, strict=True))
+    for dropout, word in ((gpuact.Dropout(DROPPING.dropout, seed=1), "timed"), (other, "wrong")):
+        with gpuact.using("numpy"):
+            y = gpuact.fused(x, DROPPING.activation, dropout=dropout, **named)
+        call = lambda y=y: y  # noqa: E731
+        assert suite.checked(DROPPING, measure.Host(), call, expected, judge)[0] == word
+
+
+def test_a_rival_that_rounds_step_by_step_may_stray_once_in_a_thousand() -> None:
+    case = replace(next(c for c in CHAINS.values() if c.text == cases.GATED), shape=(100, 100))
+    arrays = cases.inputs(case)
+    (y,) = expected = suite.reference(case, arrays)
+    off = y.copy()
+    off.flat[:10] += np.asarray(9, y.dtype)
+    more = off.copy()
+    more.flat[:11] += np.asarray(9, y.dtype)
+    rival, _ = suite._judge(case, RIVALS["torch"], arrays)
+    ours, _ = suite._judge(case, providers.ON_CPU[0], arrays)
+    assert rival(case, (off,), expected) is None
+    assert str(rival(case, (more,), expected)).startswith("11 of 10000 values differ")
+    assert str(ours(case, (off,), expected)).startswith("10 of 10000 values differ")
+
+
+def test_an_infinite_sum_is_right_where_it_is_expected() -> None:
+    case = cases.Case("linear_backward", "float16", (3,), 6, options=cases.AFFINE)
+    total = np.asarray(np.inf, np.float16)
+    assert suite.mistake(case, (total,), (total,)) is None
+    assert suite.mistake(case, (-total,), (total,)) is not None
+    assert suite.mistake(case, (np.asarray(1, np.float16),), (total,)) is not None
+    assert suite.mistake(case, (np.asarray(np.nan, np.float16),), (total,)) is not None
+
+
+# -- CuPy's kernels, executed by the PTX interpreter ----------------------------------------------
+
+
+def stated(key: str, dtype: str) -> cases.Case:
+    """A small case of a function, or of a chain by its text."""
+    case = next(
+        c for c in cases.ELEMENTWISE_GPU if key in (getattr(c, "text", c.function), c.function)
+    )
+    return replace(case, dtype=dtype, shape=(100,) if len(case.shape) == 1 else (20, 5))
+
+
+def operands(case: cases.Case) -> list[Any]:
+    """What a kernel takes: parameters lie along axis 1."""
+    arrays = cases.inputs(case)
+    return [
+        a.reshape(1, -1) if name in cases.PARAMETERS else a for name, a in arrays.items()
+    ] + list(case.options.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("function", providers.ELEMENTWISE)
-def test_plain_cupy_kernels_compute_what_they_should(function: str, dtype: str) -> None:
-    """Executed by the PTX interpreter, so that the rival is known to be right without a GPU."""
+@pytest.mark.parametrize("key", providers.ELEMENTWISE)
+def test_plain_cupy_kernels_compute_what_they_should(key: str, dtype: str) -> None:
+    """So that the rival is known to be right without a GPU."""
     pytest.importorskip("cupy")
-    from tests.ptxrun import run_ptx
-    from tests.ptxrun.cupyrun import elementwise_source, parsed
+    from tests.ptxrun import cupyrun
 
-    stated = next(case for case in cases.GPU if case.function == function)
-    case = replace(stated, dtype=dtype, shape=(100,))
-    arrays = cases.inputs(case)
+    case = stated(key, dtype)
+    given = operands(case)
+    if key == "linear_backward":  # x and bias are for the sums
+        given = [given[0], given[2]]
     out = np.full(case.shape, np.nan, numpy_dtype(dtype))
-    kernel = providers.plain_kernel(function)
-    source = elementwise_source(kernel, (*arrays.values(), *case.options.values()), [out])
-    run_ptx(parsed(source.ptx(90)), kernel.name, 1, 128, source.args)
-    assert suite.mistake(case, (out,), suite.reference(case, arrays)) is None
+    cupyrun.elementwise(providers.plain_kernel(key), given, [out], arch=90)
+    expected = suite.reference(case, cases.inputs(case))
+    assert suite.mistake(case, (out,), expected[:1]) is None
+
+
+SUMMED = {
+    "x·dy": lambda dy, x: x * dy,
+    "dy": lambda dy: dy,
+    "x·dy where x ≤ 0": lambda dy, x: np.where(x > 0, 0, x * dy),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("terms", providers.SUMS)
+def test_plain_cupy_sums_are_right(terms: str, dtype: str) -> None:
+    pytest.importorskip("cupy")
+    rng = np.random.default_rng(0)
+    kernel = providers.plain_sum(terms)
+    arrays = [rng.standard_normal((40, 3)).astype(numpy_dtype(dtype)) for _ in range(kernel.nin)]
+    out = np.full(3, np.nan, numpy_dtype(dtype))
+    reduced(kernel, arrays, out)
+    exact = SUMMED[terms](*(a.astype(np.float64) for a in arrays)).sum(0)
+    assert np.allclose(out.astype(np.float64), exact, rtol=suite.TOLERANCE[dtype])
+
+
+def reduced(kernel: Any, arrays: Sequence[Array], out: Array) -> None:
+    """A ReductionKernel over the first axis, as CuPy writes it for one block an output."""
+    import cupy
+    from cupy._core import _carray, _kernel, _reduction, _scalar
+
+    from tests.ptxrun import cupyrun, memory, run_ptx
+
+    element = out.dtype.type
+    infos, args = [], []
+    for array in (*arrays, out):
+        infos.append(_kernel._ArgInfo(1, cupy.ndarray, out.dtype, array.ndim, True, True))
+        args.append(memory.carray(array))
+    for shape in (arrays[0].shape, out.shape):
+        infos.append(_kernel._ArgInfo(2, _carray.Indexer, None, len(shape), True, True))
+        args.append(memory.cindexer(shape))
+    infos.append(_kernel._ArgInfo(3, _scalar.CScalar, np.dtype(np.int32), 0, True, True))
+    names = [p.name for p in kernel.in_params]
+    code = _reduction._create_reduction_function_code(
+        kernel.name, 32, kernel.reduce_type, kernel._params, tuple(infos), kernel.identity,
+        kernel.map_expr, kernel.reduce_expr, kernel.post_map_expr,
+        _kernel._TypeMap((("T", element), ("IndexT", "int32"))),
+        "".join(f"const T {name} = _raw_{name}[_in_ind.get()];" for name in names),
+        "T &out = _raw_out[_out_ind.get()];", kernel.preamble, (),
+    )  # fmt: skip
+    source = cupyrun.Source(cupyrun._HEADERS + code, (), [*args, np.int32(1)])
+    run_ptx(cupyrun.parsed(source.ptx(90)), kernel.name, out.size, 32, source.args)
+
+
+WRITTEN = ("linear", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward", "relu",
+           "relu_backward", "leaky_relu", "leaky_relu_backward", "prelu",
+           cases.SCALED, cases.GATED)  # fmt: skip
+
+
+@cache
+def unowned() -> Any:
+    import cupy
+
+    return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(1 << 12, 1 << 12, None, 0), 0)
+
+
+def fused_kernel(fused: Any, arguments: Sequence[Any]) -> Any:
+    """The ElementwiseKernel that `cupy.fuse` makes; of an array it looks at dtype and ndim."""
+    import cupy
+    from cupy._core import fusion
+
+    looked_at = [
+        cupy.ndarray((1,) * a.ndim, a.dtype, unowned()) if isinstance(a, np.ndarray) else a
+        for a in arguments
+    ]
+    history = fusion._FusionHistory()
+    fusion._thread_local.history, fusion._thread_local.is_old_fusing = history, True
+    try:
+        kernel, _ = history.get_fusion(fused.func, tuple(looked_at), fused.name)
+    finally:
+        fusion._thread_local.history, fusion._thread_local.is_old_fusing = None, False
+    return kernel
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("key", WRITTEN)
+def test_what_cupy_fuses_computes_what_it_should(key: str, dtype: str) -> None:
+    pytest.importorskip("cupy")
+    from tests.ptxrun import cupyrun
+
+    case = stated(key, dtype)
+    fused = providers.fused_by_cupy(case)
+    arrays = operands(case)
+    given = [*arrays[: len(arrays) - len(case.options)], *providers.numbers(case)]
+    kernel = fused_kernel(fused, given)
+    made = kernel.out_params[0].dtype
+    if dtype == "bfloat16" and key in ("leaky_relu_backward", "prelu"):
+        # CuPy's `where` makes float32 of it: on a GPU that is a row that says so
+        assert made == np.float32
+    else:
+        assert made == numpy_dtype(dtype)
+    out = np.full(case.shape, np.nan, made)
+    cupyrun.elementwise(kernel, given, [out], arch=90)
+    expected = suite.reference(case, cases.inputs(case))
+    wide = tuple(y.astype(made) for y in expected)
+    assert suite.mistake(case, (out,), wide, suite.STRAY.get(dtype, 0)) is None
+
+
+# -- what autograd holds --------------------------------------------------------------------------
+
+
+HOLDS = {  # bytes an element of bfloat16, and of what: gpuact, then torch eager
+    "linear": ({}, {}),
+    "sigmoid": ({"y": 2}, {"y": 2}),
+    "tanh": ({"y": 2}, {"y": 2}),
+    "relu": ({"y": 2}, {"y": 2}),
+    "leaky_relu": ({"y": 2}, {"x": 2}),  # y is what the next layer keeps anyway
+    "prelu": ({"x": 2}, {"x": 2}),
+    cases.SCALED: ({"x": 2}, {"x": 2, "y": 2}),
+    cases.GATED: ({"x": 2, "gate": 2}, {"gate": 2, "the rest": 2}),
+    cases.DROPPED: ({"x": 2}, {"x": 2, "the rest": 2}),  # on a CPU the mask is of x's dtype
+    cases.EVERYTHING: ({"x": 2, "gate": 2}, {"x": 2, "gate": 2, "the rest": 6}),
+}
+
+
+def test_what_autograd_holds_is_measured() -> None:
+    pytest.importorskip("torch")
+    rows = [row for rows in held.held(cases.HELD, providers.HOLDERS_ON_CPU) for row in rows]
+    names = {case.name: getattr(case, "text", case.function) for case in cases.HELD}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        assert row.reason == ""
+        assert row.bytes == sum(row.kept.values())
+        each = {name: size / row.elements for name, size in row.kept.items()}
+        found.setdefault(names[row.case], {})[row.provider] = each
+    assert {key: tuple(by.values()) for key, by in found.items()} == HOLDS
+    assert all(list(by) == ["gpuact on torch tensors", "torch"] for by in found.values())
+
+
+def test_what_a_compiled_chain_holds_is_measured() -> None:
+    torch = pytest.importorskip("torch")
+    case = next(c for c in cases.HELD if getattr(c, "text", "") == cases.SCALED)
+    compiled = torch.compile(providers._torch(case), backend="aot_eager")
+    place = measure.TorchHost()
+    arrays = {name: place.put(array) for name, array in cases.inputs(case).items()}
+    assert {"x", "y"} <= set(held.kept(compiled, arrays))
+
+
+def test_what_cannot_be_held_says_why() -> None:
+    pytest.importorskip("torch")
+    broken = replace(providers.HOLDERS_ON_CPU[0], spell=lambda case: raising)
+    (row,) = next(held.held(cases.HELD[:1], [broken]))
+    assert row.reason == "TypeError: raising() got an unexpected keyword argument 'scale'"
+    absent = replace(broken, why_not=lambda: "no torch here")
+    assert list(held.held(cases.HELD[:1], [absent])) == []
+
+
+# -- what a call costs the host -------------------------------------------------------------------
+
+
+def test_host_costs_are_of_calls_that_are_right() -> None:
+    pytest.importorskip("torch")
+    wrong = replace(
+        providers.CALLERS_ON_CPU[0], name="wrong", ways=lambda x, y: {cases.PLAIN: lambda: x}
+    )
+    names = tuple(cases.HOST.values())
+    tables = list(host.costs([*providers.CALLERS_ON_CPU, wrong], names, 0.001))
+    assert [rows[0].case for rows in tables] == list(names)
+    who = [[row.provider for row in rows if row.timing] for rows in tables]
+    assert who == [
+        ["gpuact on NumPy", "NumPy", "gpuact on torch tensors", "torch"],
+        ["gpuact on NumPy", "NumPy", "gpuact on torch tensors", "torch"],
+        ["gpuact on torch tensors", "torch", "an empty autograd function"],
+    ]
+    (bad,) = (row for rows in tables for row in rows if row.timing is None)
+    assert (bad.provider, bad.status) == ("wrong", "wrong")
+    assert "values differ" in bad.reason
+    for rows in tables:
+        assert all(0 < row.timing.median < 0.1 for row in rows if row.timing)
+    assert list(host.costs([], names, 0.001)) == []
+
+
+def test_calls_under_autograd_record() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.randn(8)
+    for caller in providers.CALLERS_ON_CPU[2:]:
+        y = caller.ways(x, torch.empty_like(x))[cases.RECORDED]()
+        assert y.requires_grad
+        assert y.grad_fn is not None
+
+
+def test_nobody_waits_for_the_device_while_the_clock_runs() -> None:
+    events: list[str] = []
+
+    class Place(measure.Host):
+        def synchronize(self) -> None:
+            events.append("wait")
+
+    place = measure.Unwaited(Place())
+    assert 0 < place.seconds([lambda: events.append("call")], 3) < 1
+    assert events == ["wait", "call", "call", "call", "wait"]
 
 
 # -- timing ---------------------------------------------------------------------------------------
@@ -330,9 +798,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's suite with arrays that cost nothing, on NumPy and SciPy."""
     tiny = tuple(small(case) for case in cases.CPU)
     monkeypatch.setattr("bench.run.CPU", tiny)
+    monkeypatch.setattr("bench.run.ELEMENTWISE_CPU", tuple(map(small, cases.ELEMENTWISE_CPU)))
     monkeypatch.setattr("bench.run.ON_CPU", providers.ON_CPU[:3])
-    goals = tuple(replace(goal, case=small(goal.case)) for goal in cases.GOALS)
-    monkeypatch.setattr("bench.suite.GOALS", goals)
+    names = {case.name: small(case).name for case in cases.CPU}
+    goals = tuple(replace(goal, case=names[goal.case]) for goal in cases.GOALS)
+    monkeypatch.setattr("bench.run.GOALS", goals)
     monkeypatch.setattr("gpuact.dispatch.ENVIRONMENT", "numpy")
 
 
@@ -352,7 +822,7 @@ def test_the_cpu_suite_prints_and_writes(
     assert result["schema"] == 1
     assert set(result) == {
         *("schema", "time", "commit", "changed_since_commit", "kernels", "machine", "versions"),
-        *("settings", "rows", "goals", "digits"),
+        *("settings", "rows", "host_costs", "held_for_backward", "goals", "digits"),
     }
     assert set(result["machine"]) == {"system", "processor", "cores", "gpus"}
     assert {"python", "numpy", "gpuact"} <= set(result["versions"])
@@ -372,18 +842,20 @@ def test_the_cpu_suite_prints_and_writes(
 def test_check_fails_on_a_missed_goal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    goals = tuple(replace(goal, limit=1e9) for goal in suite.GOALS[:1])
-    monkeypatch.setattr("bench.suite.GOALS", goals)
+    from bench import run
+
+    goals = tuple(replace(goal, limit=1e9) for goal in run.GOALS[:1])
+    monkeypatch.setattr("bench.run.GOALS", goals)
     assert main(["--suite", "cpu", "--seconds", "0.001"]) == 0
     assert main(["--suite", "cpu", "--seconds", "0.001", "--check"]) == 1
     printed = capsys.readouterr().out
     assert "missed" in printed
-    assert f"check: {goals[0].case.name} beside NumPy: missed" in printed
+    assert f"check: gpuact on NumPy: {goals[0].case} beside NumPy: missed with " in printed
 
 
 @pytest.mark.usefixtures("quick")
 def test_check_fails_on_a_wrong_result_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.suite.GOALS", ())
+    monkeypatch.setattr("bench.run.GOALS", ())
     assert main(["--suite", "cpu", "--seconds", "0.001", "--check"]) == 0
     wrong = replace(planted(lambda *x, **options: x[0] + 1), name=providers.OURS)
     monkeypatch.setattr("bench.run.ON_CPU", (wrong,))
@@ -398,6 +870,82 @@ def test_digits_print_their_table(capsys: pytest.CaptureFixture[str]) -> None:
     for activation in digits.HIDDEN:
         assert activation in printed
     assert "dZ of cross_entropy_with_grad is S − Y" in printed
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_elementwise_suite_prints_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr("bench.run._gpu_answers", lambda: False)
+    asked = ["--suite", "elementwise", "--seconds", "0.001"]
+    assert main([*asked, "--check", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "No GPU answers here" in printed
+    assert "Goals" not in printed
+    assert "its mask is its own" in printed
+    for name in cases.HOST.values():
+        assert name in printed
+
+    (path,) = tmp_path.glob("*-elementwise.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in result["rows"] if row["provider"] == providers.OURS]
+    assert {row["case"] for row in rows} == {small(c).name for c in cases.ELEMENTWISE_CPU}
+    assert {row["status"] for row in result["rows"]} == {"timed"}
+    assert {row["note"] for row in result["rows"]} == {"", suite.OWN_MASK}
+    assert {row["case"] for row in result["host_costs"]} == set(cases.HOST.values())
+    assert all(row["timing"]["median"] > 0 for row in result["host_costs"])
+    assert {row["case"] for row in result["held_for_backward"]} == {c.name for c in cases.HELD}
+    assert result["goals"] == []
+    assert result["settings"]["only"] is None
+
+    assert main([*asked, "--only", "leaky_relu_backward", "--out", str(tmp_path / "some")]) == 0
+    (path,) = (tmp_path / "some").iterdir()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert {row["case"] for row in result["rows"]} == {"leaky_relu_backward float32 5"}
+    assert (result["host_costs"], result["held_for_backward"]) == ([], [])
+    capsys.readouterr()
+    assert main([*asked, "--only", "nothing of the kind"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "'nothing of the kind' came" in said.err
+    assert said.out == ""
+
+
+def test_the_elementwise_suite_is_the_gpu_s_where_one_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench import run
+
+    monkeypatch.setattr("bench.run._gpu_answers", lambda: True)
+    found = run._suites()["elementwise"]
+    assert found.cases is cases.ELEMENTWISE_GPU
+    assert found.goals is cases.ELEMENTWISE_GOALS
+    assert found.providers is providers.ELEMENTWISE_ON_GPU
+    some = found.only("fused_backward")
+    assert {goal.case for goal in some.goals} == {case.name for case in some.cases}
+    assert len(some.cases) == 4
+    assert found.only("cost to the host").ways == list(cases.HOST.values())
+
+
+def test_goals_are_counted_and_the_missed_ones_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def verdict(case: str, value: float | None, **more: Any) -> suite.Verdict:
+        goal = cases.Goal(case, ("copy",), 0.95, ours="gpuact on CuPy")
+        return suite.Verdict(goal, value, value is not None and goal.held(value))
+
+    found = [verdict("relu", 0.96), verdict("tanh", 0.94), verdict("prelu", None)]
+    report.print_goals(report.console(), found)
+    printed = capsys.readouterr().out
+    words = " ".join(printed.replace("│", " ").split())
+    for told in ("≥ 0.95 times as fast", "1 held, 1 missed, 1 not measured"):
+        assert told in words
+    assert "gpuact on CuPy: tanh beside copy: missed with 0.94" in words
+    assert "relu beside" not in words
+    lines = [report.verdict(v) for v in found[1:]]
+    assert lines == [
+        "gpuact on CuPy: tanh beside copy: missed with 0.94",
+        "gpuact on CuPy: prelu beside copy: not measured",
+    ]
 
 
 def test_the_gpu_suite_says_why_it_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
