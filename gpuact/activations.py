@@ -7,6 +7,9 @@ taken as float32 unless a function says otherwise. Parameters enter in the preci
 computation and never widen the result. Any shape, 0-d and empty ones too, and any strides. NaN in
 gives NaN out. `out` receives the result and is returned; it may be x itself.
 
+Errors are in units in the last place (ulp) of the exact value, on whatever backend, and held by the
+tests; float32 and bfloat16 results below 2⁻¹²⁶ may be 0 on a GPU instead.
+
 Torch tensors that require grad give differentiable results. The functions named *_backward and
 *_derivative compute derivatives themselves and cannot be differentiated again.
 
@@ -49,6 +52,7 @@ def linear(
     scale, bias: numbers, or arrays that broadcast to x's shape (and no further). No kink; the
     range is that of the reals. Infinities follow IEEE arithmetic: 0·inf is NaN.
     Source: the affine map; as an activation, the identity of the perceptron's output unit.
+    Error: at most 1 ulp of |scale·x| + |bias|.
 
     >>> import gpuact, numpy as np
     >>> gpuact.linear(np.array([1.0, 2.0]), 3.0, 1.0)
@@ -63,6 +67,7 @@ def linear_backward(dy: Array, x: A, scale: Array | float, bias: Array | float) 
 
     Sums run over the axes along which scale and bias were broadcast (numbers: over all, to 0-d),
     in float32 for half types, in the same order every time. dy has x's shape.
+    Error of dx: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> dx, dscale, dbias = gpuact.linear_backward(np.ones(2), np.array([1.0, 2.0]), 3.0, 1.0)
@@ -77,6 +82,8 @@ def linear_derivative(
     x: A, scale: Array | float = 1.0, bias: Array | float = 0.0, *, out: A | None = None
 ) -> A:
     """f'(x) = scale, whatever x is; NaN at NaN.
+
+    Error: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> gpuact.linear_derivative(np.array([-1.0, 5.0]), 3.0)
@@ -94,6 +101,7 @@ def sigmoid(x: A, *, out: A | None = None) -> A:
 
     Computed from e^−|x|, so neither tail overflows or loses its digits. −inf gives 0, +inf gives 1.
     Range (0, 1), closed by rounding. Source: Verhulst 1838; Rumelhart, Hinton and Williams 1986.
+    Error: at most 8.5 ulp in float32, 3 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.sigmoid(np.array([-np.inf, 0.0, np.inf]))
@@ -105,6 +113,8 @@ def sigmoid(x: A, *, out: A | None = None) -> A:
 
 def sigmoid_backward(dy: Array, y: A) -> A:
     """dx = dy·y (1 − y), from sigmoid's output y; dy has y's shape and is taken in its dtype.
+
+    Error: at most 2.5 ulp in float32, 2.5 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.sigmoid_backward(np.array([1.0, 2.0]), np.array([0.5, 0.5]))
@@ -119,6 +129,7 @@ def sigmoid_derivative(x: A, *, out: A | None = None) -> A:
     """f'(x) = z / (1 + z)² with z = e^−|x|: right in the tails, where y (1 − y) is not.
 
     Range (0, 1/4], closed by rounding; 0 at ±inf, NaN at NaN.
+    Error: at most 12.5 ulp in float32, 4.5 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.sigmoid_derivative(np.array([0.0, np.inf]))
@@ -136,6 +147,7 @@ def tanh(x: A, *, out: A | None = None) -> A:
 
     ±inf give ±1, tanh(−x) = −tanh(x). Range (−1, 1), closed by rounding, centred on zero.
     Source: LeCun, Bottou, Orr and Müller, Efficient BackProp, 1998.
+    Error: at most 4.5 ulp in float32, 2 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.tanh(np.array([-np.inf, 0.0, np.inf]))
@@ -147,6 +159,8 @@ def tanh(x: A, *, out: A | None = None) -> A:
 
 def tanh_backward(dy: Array, y: A) -> A:
     """dx = dy·(1 − y²), from tanh's output y; dy has y's shape and is taken in its dtype.
+
+    Error: at most 2.5 ulp in float32, 2.5 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.tanh_backward(np.array([1.0, 2.0]), np.array([0.0, 0.5]))
@@ -161,6 +175,7 @@ def tanh_derivative(x: A, *, out: A | None = None) -> A:
     """f'(x) = 4z / (1 + z)² with z = e^−2|x|: right in the tails, where 1 − y² is not.
 
     Range (0, 1], closed by rounding; 0 at ±inf, NaN at NaN.
+    Error: at most 12.5 ulp in float32, 4.5 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.tanh_derivative(np.array([0.0, np.inf]))
@@ -178,6 +193,7 @@ def relu(x: A, *, out: A | None = None) -> A:
 
     NaN stays NaN (a bare max() on a GPU drops it), relu(−0.0) is +0.0. Integers keep their dtype;
     bool is refused. Range [0, inf). Source: Nair and Hinton 2010.
+    Error: none.
 
     >>> import gpuact, numpy as np
     >>> gpuact.relu(np.array([-2.0, np.nan, 3.0]))
@@ -190,6 +206,8 @@ def relu(x: A, *, out: A | None = None) -> A:
 def relu_backward(dy: Array, y: A) -> A:
     """dx = 0 where y ≤ 0, else dy; y is relu's output (its input serves as well).
 
+    Error: none.
+
     >>> import gpuact, numpy as np
     >>> gpuact.relu_backward(np.array([1.0, 1.0]), np.array([0.0, 3.0]))
     array([0., 1.])
@@ -201,6 +219,8 @@ def relu_backward(dy: Array, y: A) -> A:
 
 def relu_derivative(x: A, *, out: A | None = None) -> A:
     """f'(x) = 1 for x > 0, 0 for x ≤ 0, NaN at NaN; integers give float32.
+
+    Error: none.
 
     >>> import gpuact, numpy as np
     >>> gpuact.relu_derivative(np.array([-1.0, 0.0, 1.0]))
@@ -219,6 +239,7 @@ def leaky_relu(x: A, negative_slope: float = 0.01, *, out: A | None = None) -> A
     Any slope: above 1 or negative ones too, where max(slope·x, x) would be another function.
     Integers and bool are refused. Range (−inf, inf) for a slope above 0. Source: Maas, Hannun and
     Ng 2013.
+    Error: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> gpuact.leaky_relu(np.array([-2.0, 3.0]), 0.5)
@@ -232,6 +253,7 @@ def leaky_relu_backward(dy: Array, x: A, negative_slope: float = 0.01) -> A:
     """dx = dy where x > 0, else negative_slope·dy; NaN takes the slope.
 
     For a slope above 0 the output y may stand in for x: it has the same sign.
+    Error: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> gpuact.leaky_relu_backward(np.array([1.0, 1.0]), np.array([-2.0, 3.0]), 0.5)
@@ -244,6 +266,8 @@ def leaky_relu_backward(dy: Array, x: A, negative_slope: float = 0.01) -> A:
 
 def leaky_relu_derivative(x: A, negative_slope: float = 0.01, *, out: A | None = None) -> A:
     """f'(x) = 1 for x > 0, negative_slope for x ≤ 0, NaN at NaN.
+
+    Error: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> gpuact.leaky_relu_derivative(np.array([-1.0, 0.0, 1.0]), 0.5)
@@ -263,6 +287,7 @@ def prelu(x: A, weight: Array | float, *, channel_axis: int = 1, out: A | None =
     `channel_axis`, or an array of x's number of dimensions that broadcasts to x's shape. Any value:
     negative slopes and slopes above 1 too. Integers and bool are refused.
     Source: He, Zhang, Ren and Sun 2015.
+    Error: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> gpuact.prelu(np.array([[-2.0, -2.0]]), np.array([0.5, 3.0]))
@@ -277,6 +302,7 @@ def prelu_backward(dy: Array, x: A, weight: Array | float, *, channel_axis: int 
 
     x is tested, never y: slopes may be negative. dweight has weight's shape (a number: 0-d) and is
     summed over the axes it was shared along, in the same order every time.
+    Error of dx: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> dx, dweight = gpuact.prelu_backward(np.ones(2), np.array([-2.0, 3.0]), 0.5)
@@ -293,6 +319,8 @@ def prelu_derivative(
     x: A, weight: Array | float, *, channel_axis: int = 1, out: A | None = None
 ) -> A:
     """f'(x) = 1 for x > 0, weight for x ≤ 0, NaN at NaN.
+
+    Error: half an ulp, the rounding.
 
     >>> import gpuact, numpy as np
     >>> gpuact.prelu_derivative(np.array([-1.0, 0.0, 1.0]), 3.0)
@@ -331,6 +359,8 @@ def fused(
     Kinks and special values are the activation's own. With tensors that require grad the result is
     differentiable by every floating tensor among the arguments, in one kernel again; only the
     inputs are kept for it, no mask and nothing in between.
+    Error: the activation's own is at most 13 ulp (of a half type 0.01), each other step rounds once
+    in the precision of the computation, and the result once to x's dtype.
     Source: kernel fusion after Tillet et al., "Triton" (2019); dropout: Srivastava et al. (2014).
 
     >>> import gpuact, numpy as np

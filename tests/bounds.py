@@ -53,8 +53,8 @@ def compute_dtype(dtype: str) -> str:
 
 # formula → ulp for (float32, float64) by family of backends. Half types are rounded once, at the
 # store: half a unit of theirs, and a little (HALF) where float32's error tips the scale. Measured
-# on 2^17 inputs and rounded up; for GPUs with errors of 2^-23, half the documented bound, in every
-# approximate instruction (hardware's exp2 is good to 2 ulp). EXACT is one rounding.
+# on 2^17 inputs and rounded up; for GPUs with the whole documented error, of random size and sign,
+# in every approximate instruction (2 ulp in ex2 and in Triton's division). EXACT is one rounding.
 EXACT = (0.501, 0.501)
 FAMILIES = ("numpy", "cupy", "triton", "interpreter")
 BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
@@ -64,12 +64,12 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "linear": ((1.0, 1.0), EXACT, EXACT, (1.0, 1.0)),
         "linear_backward": (EXACT, EXACT, EXACT, EXACT),
         "linear_derivative": (EXACT, EXACT, EXACT, EXACT),
-        "sigmoid": ((4.0, 3.0), (4.5, 3.0), (6.0, 3.0), (4.0, 3.0)),
+        "sigmoid": ((4.0, 3.0), (6.5, 3.0), (8.5, 3.0), (4.0, 3.0)),
         "sigmoid_backward": ((2.5, 2.5), (2.5, 2.5), (2.5, 2.5), (2.5, 2.5)),
-        "sigmoid_derivative": ((6.0, 4.5), (5.5, 4.0), (8.0, 4.0), (5.0, 4.0)),
-        "tanh": ((2.0, 2.0), (2.5, 1.5), (4.0, 2.0), (3.0, 2.0)),
+        "sigmoid_derivative": ((6.0, 4.5), (7.5, 4.0), (12.5, 4.0), (5.0, 4.0)),
+        "tanh": ((2.0, 2.0), (3.5, 1.5), (4.5, 2.0), (3.0, 2.0)),
         "tanh_backward": ((2.5, 2.5), (1.5, 1.5), (2.5, 2.5), (2.5, 2.5)),
-        "tanh_derivative": ((6.0, 4.5), (6.0, 4.0), (8.0, 4.0), (5.0, 4.0)),
+        "tanh_derivative": ((6.0, 4.5), (7.5, 4.0), (12.5, 4.0), (5.0, 4.0)),
         "relu": ((0.0, 0.0),) * 4,
         "relu_backward": ((0.0, 0.0),) * 4,
         "relu_derivative": ((0.0, 0.0),) * 4,

@@ -152,6 +152,17 @@ def test_values(executor, formula, dtype):
     run_elementwise(executor, formula, arrays, params, np.empty_like(arrays[0]))
 
 
+@pytest.mark.parametrize("executor", executors("cupy-ptx", "triton-ptx"), indirect=True)
+@pytest.mark.parametrize("formula", ("sigmoid", "sigmoid_derivative", "tanh", "tanh_derivative"))
+def test_values_where_hardware_is_as_inexact_as_documented(executor, formula, dtype):
+    """ptxrun rounds approximate instructions correctly; here it errs by as much as a GPU may."""
+    for seed in (1, 2):
+        executor.options.update(noise=1.0, seed=seed)
+        rng = np.random.default_rng(seed)
+        x = every(dtype, rng, 30_000)
+        run_elementwise(executor, formula, [x], [], np.empty_like(x))
+
+
 @pytest.mark.parametrize("formula", [f for f in FORMULAS if len(ELEMENTWISE[f].reads) == 2])
 def test_special_values_meet_each_other(executor, formula, dtype):
     v = specials(dtype)

@@ -14,7 +14,7 @@ import pytest
 import gpuact
 from gpuact import activations, reference
 from gpuact.catalogue import FUNCTIONS, Function, Pass, describe
-from tests.bounds import BOUNDS
+from tests.bounds import BOUNDS, EXACT, HALF
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDS = {
@@ -217,6 +217,29 @@ def test_a_docstring_says_what_happens_at_the_edges(name):
     doc = inspect.getdoc(getattr(gpuact, name)) or ""
     for word in DOCUMENTED.get(name, USUAL):
         assert re.search(word, doc), word
+
+
+def error(formula: str) -> str:
+    """What a docstring must say of a formula's bound: the largest of all backends'."""
+    single, double = (
+        max(BOUNDS[formula][family][k] for family in ("numpy", "cupy", "triton")) for k in (0, 1)
+    )
+    if formula == "linear":
+        return f"at most {single:g} ulp of |scale·x| + |bias|."
+    if single <= EXACT[0]:
+        return "half an ulp, the rounding." if single else "none."
+    assert HALF <= 0.51
+    return f"at most {single:g} ulp in float32, {double:g} in float64, 0.51 in half types."
+
+
+@pytest.mark.parametrize(
+    "function", [f for f in FUNCTIONS.values() if f.kind == "elementwise"], ids=lambda f: f.name
+)
+def test_a_docstring_states_the_bound(function):
+    for end, kernel in zip(("", *ENDS["elementwise"]), passes(function)[:3], strict=True):
+        text = inspect.getdoc(getattr(gpuact, function.name + end)) or ""
+        what = "Error of dx" if end == "_backward" and function.sums else "Error"
+        assert f"{what}: {error(kernel.formula)}" in text, function.name + end
 
 
 def test_the_readme_lists_every_function():
