@@ -70,18 +70,19 @@ class Suite:
         return not (self.cases or self.held or self.ways)
 
 
-def _suites() -> dict[str, Suite]:
-    """By name; `elementwise` is the GPU's where one answers, else the CPU's, which has no goals."""
-    elementwise = Suite(ELEMENTWISE_CPU, ON_CPU, (), CALLERS_ON_CPU, HOLDERS_ON_CPU)
-    if _gpu_answers():
-        who = ELEMENTWISE_ON_GPU, ELEMENTWISE_GOALS, CALLERS_ON_GPU, HOLDERS_ON_GPU
-        elementwise = Suite(ELEMENTWISE_GPU, *who)
-    return {
-        "cpu": Suite(CPU, ON_CPU, GOALS),
-        "gpu": Suite(GPU, ON_GPU),
-        "elementwise": replace(elementwise, held=HELD, ways=tuple(HOST.values())),
-        "digits": Suite((), ()),
-    }
+def _suite(name: str) -> Suite:
+    """`elementwise` is the GPU's where one answers, else the CPU's, which has no goals."""
+    if name == "cpu":
+        return Suite(CPU, ON_CPU, GOALS)
+    if name == "gpu":
+        return Suite(GPU, ON_GPU)
+    if name == "digits":
+        return Suite((), ())
+    beside = {"held": HELD, "ways": tuple(HOST.values())}
+    if not _gpu_answers():
+        return Suite(ELEMENTWISE_CPU, ON_CPU, (), CALLERS_ON_CPU, HOLDERS_ON_CPU, **beside)
+    who = ELEMENTWISE_ON_GPU, ELEMENTWISE_GOALS, CALLERS_ON_GPU, HOLDERS_ON_GPU
+    return Suite(ELEMENTWISE_GPU, *who, **beside)
 
 
 def _bar(out: Console) -> Progress:
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.command or args.suite
     if name == "here":
         name = "gpu" if _gpu_answers() else "cpu"
-    suite = _suites()[name]
+    suite = _suite(name)
     if args.only:
         suite = suite.only(args.only)
         if suite.empty:

@@ -918,7 +918,7 @@ def test_the_elementwise_suite_is_the_gpu_s_where_one_answers(
     from bench import run
 
     monkeypatch.setattr("bench.run._gpu_answers", lambda: True)
-    found = run._suites()["elementwise"]
+    found = run._suite("elementwise")
     assert found.cases is cases.ELEMENTWISE_GPU
     assert found.goals is cases.ELEMENTWISE_GOALS
     assert found.providers is providers.ELEMENTWISE_ON_GPU
