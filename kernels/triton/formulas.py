@@ -35,12 +35,14 @@ def reciprocal(x):
 
 
 @triton.jit
-def over_square(x, y):
+def over_square(x, y, STORED: tl.constexpr):
     """x / y^2"""
     if x.dtype == tl.float64:
         return x / (y * y)
     else:
         r = reciprocal(y)
+        if not is_half(x, STORED):
+            r = tl.fma(r, tl.fma(-y, r, 1.0), r)  # its error would count twice
         return x * r * r
 
 
@@ -160,7 +162,7 @@ def sigmoid_derivative(x, STORED: tl.constexpr):
         z = tl.exp2(tl.abs(x) * -LOG2_E)
     else:
         z = exp_below(-tl.abs(x))
-    return over_square(z, 1.0 + z)
+    return over_square(z, 1.0 + z, STORED)
 
 
 @triton.jit
@@ -220,7 +222,7 @@ def tanh_derivative(x, STORED: tl.constexpr):
         z4 = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E) + 2.0)
     else:
         z4 = exp_below(-2.0 * tl.abs(x), 2)
-    return over_square(z4, 1.0 + 0.25 * z4)
+    return over_square(z4, 1.0 + 0.25 * z4, STORED)
 
 
 @triton.jit

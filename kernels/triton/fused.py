@@ -23,7 +23,7 @@ LANES = 1024  # of `collect`
 WIDEST = 4096  # columns of a tile; 32 elements a thread, for each array and each sum
 NARROWEST = 128  # columns where there are more: 256 contiguous bytes of a half type
 PROGRAMS = 1024  # wanted: some for each of a GPU's SMs
-FEWEST = 64  # rows a program adds up: its sums, written and read, are 8 bytes where a row is 6
+FEWEST = 128  # elements in a sum: written and read, it moves 8 bytes, each of those 6 and more
 GRID_Y = 65535  # what CUDA allows
 PACK = 8  # elements that 16 bytes hold of a half type, and whole quadruples of random words
 
@@ -66,7 +66,7 @@ def columns(inner: int, kept: int, size: int, itemsize: int) -> Columns:
     rows = -(-size // width)
     together = max(1, block(itemsize) // -room)
     tiles = -(-width // used)
-    chunk = max(-(-rows * tiles // PROGRAMS), FEWEST // inner, -(-rows // GRID_Y))
+    chunk = max(-(-rows * tiles // PROGRAMS), -(-FEWEST // inner), -(-rows // GRID_Y))
     chunk = -(-min(chunk, rows) // together) * together
     return Columns(width, rows, used, -room, together, chunk)
 
@@ -181,17 +181,6 @@ def fused(
 
 
 @triton.jit
-def optional(
-    p, array, inner, count, KIND: tl.constexpr, first, mask,
-    BLOCK: tl.constexpr, PACK: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    if KIND is None:
-        return None
-    else:
-        return parameter(p, array, inner, count, KIND, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
-
-
-@triton.jit
 def forward_tile(
     x, gate, residual, out, first, mask,
     scale, s_array, s_inner, s_count, bias, b_array, b_inner, b_count,
@@ -203,9 +192,19 @@ def forward_tile(
     i = packs(first, BLOCK, PACK) + tl.arange(0, PACK)[None, :]
     STORED: tl.constexpr = out.dtype.element_ty
     v = tl.load(at(x, i, ALIGNED), mask=mask).to(DTYPE)
-    s = optional(scale, s_array, s_inner, s_count, SCALE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
-    b = optional(bias, b_array, b_inner, b_count, BIAS, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
-    w = optional(slope, l_array, l_inner, l_count, SLOPE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
+    s, b, w = None, None, None
+    if SCALE is not None:
+        s = parameter(
+            scale, s_array, s_inner, s_count, SCALE, first, mask, BLOCK, PACK, ALIGNED, DTYPE
+        )
+    if BIAS is not None:
+        b = parameter(
+            bias, b_array, b_inner, b_count, BIAS, first, mask, BLOCK, PACK, ALIGNED, DTYPE
+        )
+    if SLOPE is not None:
+        w = parameter(
+            slope, l_array, l_inner, l_count, SLOPE, first, mask, BLOCK, PACK, ALIGNED, DTYPE
+        )
     _, y = activated(v, s, b, w, FORMULA, STORED)
     if DROPOUT is not None:
         drop = drops(first, seed, offset, last, DROPOUT, BLOCK, PACK)
@@ -362,9 +361,19 @@ def backward_tile(
     v = tl.load(at(x, i, ALIGNED), mask=mask).to(DTYPE)
     e = tl.load(at(dy, i, ALIGNED), mask=mask).to(DTYPE)
     g = None if gate is None else tl.load(at(gate, i, ALIGNED), mask=mask).to(DTYPE)
-    s = optional(scale, s_array, s_inner, s_count, SCALE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
-    b = optional(bias, b_array, b_inner, b_count, BIAS, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
-    w = optional(slope, l_array, l_inner, l_count, SLOPE, first, mask, BLOCK, PACK, ALIGNED, DTYPE)
+    s, b, w = None, None, None
+    if SCALE is not None:
+        s = parameter(
+            scale, s_array, s_inner, s_count, SCALE, first, mask, BLOCK, PACK, ALIGNED, DTYPE
+        )
+    if BIAS is not None:
+        b = parameter(
+            bias, b_array, b_inner, b_count, BIAS, first, mask, BLOCK, PACK, ALIGNED, DTYPE
+        )
+    if SLOPE is not None:
+        w = parameter(
+            slope, l_array, l_inner, l_count, SLOPE, first, mask, BLOCK, PACK, ALIGNED, DTYPE
+        )
     drop = None
     if DROPOUT is not None:
         drop = drops(first, seed, offset, last, DROPOUT, BLOCK, PACK)
@@ -417,18 +426,14 @@ def collect(
 
 
 @triton.jit
-def column_parameter(
-    p, array, KIND: tl.constexpr, inner, count, column, DTYPE: tl.constexpr
-):  # fmt: skip
-    """A parameter as far as it is known by the column: as `parameter`, or an entry for each."""
-    if KIND == "number":
-        return tl.full((1, 1), p, DTYPE)
-    elif KIND == "element":
+def column_parameter(p, array, KIND: tl.constexpr, inner, count, column, DTYPE: tl.constexpr):
+    """A parameter as far as the column decides on it: as `parameter`, or an entry for each."""
+    if KIND == "element":
         return tl.load(array).to(DTYPE)
     elif KIND == "column":
         return tl.load(array + column // inner % count).to(DTYPE)
     else:
-        return None
+        return tl.full((1, 1), p, DTYPE)
 
 
 @triton.jit
@@ -509,9 +514,13 @@ def columns_backward(
     inside = tl.multiple_of(column, [1, PACK]) < limit
     # As large as a tile of rows: a row alone would lie in other threads than what it is used with.
     place = tl.where(inside, column, 0) + tl.zeros([ROWS, 1], tl.int32)
-    s = column_parameter(scale, s_array, SCALE, s_inner, s_count, place, DTYPE)
-    b = column_parameter(bias, b_array, BIAS, b_inner, b_count, place, DTYPE)
-    w = column_parameter(slope, l_array, SLOPE, l_inner, l_count, place, DTYPE)
+    s, b, w = None, None, None
+    if SCALE is not None:
+        s = column_parameter(scale, s_array, SCALE, s_inner, s_count, place, DTYPE)
+    if BIAS is not None:
+        b = column_parameter(bias, b_array, BIAS, b_inner, b_count, place, DTYPE)
+    if SLOPE is not None:
+        w = column_parameter(slope, l_array, SLOPE, l_inner, l_count, place, DTYPE)
     sums = (
         tl.zeros([ROWS, COLUMNS], DTYPE),
         tl.zeros([ROWS, COLUMNS], DTYPE),

@@ -17,7 +17,7 @@ BESIDE = 32  # rows side by side where the axis is not the last: 64 to 256 conti
 
 STEPS = 16  # tiles of TILE elements that one program adds up; its chunk of a sum
 SUM_WARPS = 4
-ACROSS = 16  # elements a tile takes along a strided axis, the others lying beside each other
+ACROSS = 64  # elements a tile takes along a strided axis; beside them 64 bytes of float32
 
 GRID_Y = 65535  # what CUDA allows along the second and third dimension of a grid
 
