@@ -8,7 +8,6 @@ nor use a stack at all.
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests import harness
 from tests.bounds import DTYPES
 from tests.calls import calls
+from tests.sass import assemble
 
 # All of these; those that take minutes in all are slow: the rest of the tests executes what is
 # compiled for 9.0, and Triton takes ten times as long as NVRTC.
@@ -32,20 +32,10 @@ USAGE = re.compile(
 )
 
 
-def ptxas() -> Path:
-    """The assembler of Triton's wheel that knows every generation."""
-    triton = pytest.importorskip("triton")
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
-
-
 def usage(ptx: str, folder: Path) -> dict[str, tuple[int, int, int]]:
     """Bytes of stack frame, spill stores and spill loads of each function."""
-    path = folder / "kernel.ptx"
-    path.write_text(ptx)
-    (target,) = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)
-    command = [str(ptxas()), "-v", f"-arch={target}", "-o", str(folder / "kernel.cubin"), str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {name: (int(a), int(b), int(c)) for name, a, b, c in USAGE.findall(text)}
+    said = assemble(ptx, folder / "kernel.cubin")
+    return {name: (int(a), int(b), int(c)) for name, a, b, c in USAGE.findall(said)}
 
 
 @pytest.mark.parametrize(("name", "dtype", "capability"), TARGETS)
