@@ -123,14 +123,27 @@ def launch(plan: Plan, args: tuple[Any, ...]) -> None:
     )
 
 
-def _launch_once(
+def _launch_kept(
     kernel: Any,
     grid: tuple[int, ...],
     args: tuple[Any, ...],
     constexprs: dict[str, Any],
     warps: int,
 ) -> None:
-    launch(Plan(kernel, grid, constexprs, warps), args)
+    """A launch whose plan is found by all that Triton would specialise it for."""
+    key: list[Any] = [id(kernel), grid]  # functions live as long as plans; theirs are slow hashes
+    key += [v if isinstance(v, int) else id(v) for v in constexprs.values()]
+    for a in args:
+        if isinstance(a, int | None):
+            key.append(a)
+        elif not isinstance(a, float):
+            device = a.get_device()
+            key += a.dtype, a.data_ptr() & 15, device
+    plan = _plans.get(tuple(key))
+    if plan is None:
+        whole = Plan(kernel, (*grid, 1, 1)[:3], constexprs, warps, device=device)
+        plan = _keep(tuple(key), whole)
+    launch(plan, args)
 
 
 @cache
@@ -166,10 +179,11 @@ _plans: dict[Any, Any] = {}
 PLANS = 4096  # kept; a caller with more layouts than that begins anew
 
 
-def _keep(key: Any, plan: Any) -> None:
+def _keep(key: Any, plan: Any) -> Any:
     if len(_plans) >= PLANS:
         _plans.clear()
     _plans[key] = plan
+    return plan
 
 
 def _key(name: Any, x: Tensor, arrays: Sequence[Tensor | None], params: Sequence[Any]) -> Any:
@@ -515,7 +529,7 @@ def fused_backward(
         if way.runs is not None and gradient.numel() > 1:
             *numbers, block = way.runs
             kernels = _kernels()
-            _launch_once(
+            _launch_kept(
                 kernels.fused.collect,
                 (gradient.numel(), 1, 1),
                 (partial, gradient, *numbers),
@@ -696,7 +710,7 @@ def _sum(formula: str, arrays: Sequence[Tensor], out: Tensor, inner: int, empty:
         formula: str, arrays: Sequence[Tensor], out: Tensor, summed: int, inner: int, chunk: int
     ) -> None:
         tile_kept, tile_summed = kernels.rows.sum_tile(summed, kept, inner)
-        _launch_once(
+        _launch_kept(
             kernels.rows.reduce,
             kernels.rows.grid(-(-summed // chunk), -(-kept // tile_kept)),
             (arrays[0], arrays[1] if arrays[1:] else None, out, summed, kept, inner, chunk),
@@ -736,7 +750,7 @@ def rows(formula: str, arrays: Sequence[Tensor], out: Tensor, empty: Empty) -> N
     """softmax, log_softmax or their backward, of rows along the middle axis of three."""
     extents, step, grid, tile, warps = _place(out)
     views = (*arrays, out)
-    _launch_once(
+    _launch_kept(
         getattr(_kernels().softmax, formula.removeprefix("log_")),
         grid,
         (*views, *extents, *(stride for view in views for stride in view.stride()[::step])),
@@ -787,7 +801,7 @@ def cross_entropy(
     extents, step, grid, tile, warps = _place(logits)
     more, kind = _loss_arguments(logits, target, None, None, step, ignore_index, label_smoothing)
     weight = None if weight is None else _contiguous(weight, empty)
-    _launch_once(
+    _launch_kept(
         _kernels().cross_entropy.cross_entropy,
         grid,
         (logits, target, weight, None, loss, lse, None, *extents, *more),
@@ -814,7 +828,7 @@ def cross_entropy_with_grad(
         logits, target, scale, dlogits, step, ignore_index, label_smoothing
     )
     weight = None if weight is None else _contiguous(weight, empty)
-    _launch_once(
+    _launch_kept(
         _kernels().cross_entropy.cross_entropy,
         grid,
         (logits, target, weight, scale, loss, None, dlogits, *extents, *more),
@@ -842,7 +856,7 @@ def cross_entropy_backward(
     )
     weight = None if weight is None else _contiguous(weight, empty)
     tile.pop("WHOLE")  # nothing of a row is needed twice
-    _launch_once(
+    _launch_kept(
         _kernels().cross_entropy.cross_entropy_backward,
         grid,
         (scale, logits, target, weight, lse, dlogits, *extents, *more),
@@ -862,7 +876,7 @@ def target_weight(
     """The weight of each row's class: 1 without weights, 0 where the row is ignored."""
     kernels = _kernels()
     block = kernels.elementwise.block(4)
-    _launch_once(
+    _launch_kept(
         kernels.cross_entropy.target_weight,
         (-(-out.numel() // block),),
         (

@@ -22,24 +22,29 @@ ACROSS = 64  # elements a tile takes along a strided axis; beside them 64 bytes 
 GRID_Y = 65535  # what CUDA allows along the second and third dimension of a grid
 
 
+def _power_of_2(n: int) -> int:
+    """The next one; Triton's own, of microseconds, is for kernels."""
+    return 1 << (n - 1).bit_length()
+
+
 def tile(n: int, inner: int) -> tuple[int, int, bool, int]:
     """(ROWS, BLOCK, WHOLE, warps) for rows of n elements, inner of which lie side by side.
 
     Never from how many rows there are: a row's bits must not depend on its neighbours.
     """
-    side = min(BESIDE, triton.next_power_of_2(inner))
-    block = min(triton.next_power_of_2(n), WIDEST // side)
+    side = min(BESIDE, _power_of_2(inner))
+    block = min(_power_of_2(n), WIDEST // side)
     rows = max(side, TILE // block)
     if inner > 1:
-        rows = min(rows, triton.next_power_of_2(inner))
+        rows = min(rows, _power_of_2(inner))
     return rows, block, n <= block, 4 if rows * block <= 2 * TILE else 8
 
 
 def sum_tile(summed: int, kept: int, inner: int) -> tuple[int, int]:
     """(KEPT, SUMMED): how many sums a program forms, and how many elements of each at a time."""
     longest = ACROSS if inner == 1 < kept else TILE
-    lanes = min(longest, triton.next_power_of_2(summed))
-    return min(TILE // lanes, triton.next_power_of_2(kept)), lanes
+    lanes = min(longest, _power_of_2(summed))
+    return min(TILE // lanes, _power_of_2(kept)), lanes
 
 
 def grid(first: int, second: int) -> tuple[int, int, int]:
@@ -47,7 +52,7 @@ def grid(first: int, second: int) -> tuple[int, int, int]:
 
     A program finds its place in both without a division, which in 64 bits is a subroutine.
     """
-    return first, min(second, GRID_Y), triton.cdiv(second, GRID_Y)
+    return first, min(second, GRID_Y), -(-second // GRID_Y)
 
 
 @triton.jit
