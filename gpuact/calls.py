@@ -7,7 +7,7 @@ Here, too, PyTorch's autograd is entered: a call on tensors that require a gradi
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from functools import cache
 from numbers import Real
 from types import ModuleType
@@ -102,8 +102,13 @@ def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
     function = FUNCTIONS[name]
-    entry = name, channel_axis, out is None
-    given = (x, *params.values()) if out is None else (x, *params.values(), out)
+    entry: Hashable = name
+    if out is None:
+        given = (x, *params.values())
+    else:
+        given, entry = (x, *params.values(), out), (name, "out")
+    if channel_axis is not ...:
+        entry = entry, channel_axis
     route = routes.find(entry, given)
     if route is not None:
         call, ready = route.call, route.operands(given)

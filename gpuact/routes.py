@@ -44,14 +44,16 @@ _routes: dict[Hashable, Route] = {}
 
 
 def _key(entry: Hashable, given: Sequence[Any]) -> Hashable:
-    """What tells one kind of call from another; of a number its type alone."""
+    """What tells one kind of call from another; of a number its type alone, and of an array that
+    comes by itself not the shape, which nothing has to fit."""
     key: list[Hashable] = [entry, dispatch.chosen.get() or dispatch.ENVIRONMENT]
     for a in given:
         kind = type(a)
         key.append(kind)  # type: ignore[arg-type]  # a type can be hashed
         if kind not in NUMBERS:
             key.append(a.dtype)
-            key.append(a.shape)
+            if len(given) > 1:
+                key.append(a.shape)
     return tuple(key)
 
 

@@ -42,6 +42,7 @@ def yardstick() -> None:
 
 
 YARDSTICK = 0.7  # µs
+NOISE = 1.1  # of the best sample, between two runs
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def held(record_property: Any, what: str, cost: float, limit: float, slowness: f
     row = (what, f"{cost:.1f}", f"{limit:.1f}", f"{slowness:.2f}")
     columns = ("our Python before the launch", "µs", "at most", "slowness of this core")
     record_property("table", ("host cost", columns, row))
-    assert cost <= limit * slowness, f"{what}: {cost:.2f} µs, at most {limit} × {slowness:.2f}"
+    assert cost <= limit * slowness * NOISE, f"{what}: {cost:.2f} µs × {slowness:.2f}"
 
 
 # -- torch tensors, the Triton backend ------------------------------------------------------------
@@ -72,9 +73,9 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 # call → µs. One array or two, and numbers: 3; each further array is looked at as well. With `out`,
 # which may overlap, and with a parameter that is an array and takes x's number of dimensions, more.
 LIMITS = {
-    "relu(x)": 3.2,
-    "leaky_relu(x, 0.1)": 3.8,
-    "sigmoid_backward(dy, y)": 4.2,
+    "relu(x)": 3.0,
+    "leaky_relu(x, 0.1)": 3.6,
+    "sigmoid_backward(dy, y)": 4.0,
     "prelu(x, weight)": 6.5,
     "relu(x, out=y)": 12.0,
     "fused(x, 'relu', scale=2.0)": 7.0,
