@@ -81,7 +81,9 @@ def learn(
         if not library.own(a, call.backend) or library.dtype(a) != library.dtype(b) or 0 in a.shape:
             return
         how.append(None if a.shape == b.shape else tuple(b.shape))
-    array = next(a for a in given if type(a) not in NUMBERS)
+    array = next((a for a in given if type(a) not in NUMBERS), None)
+    if array is None:
+        return
     like = library.empty((0,), library.dtype(array), array)  # holds no memory of the caller's
     if len(_routes) >= MOST:
         _routes.clear()

@@ -56,7 +56,8 @@ def test_no_triton_function_goes_unused(recorded):
     whole = "".join(texts)
     names = re.findall(r"@triton\.jit\ndef (\w+)\(", whole)
     assert names, "the kernels have moved"
-    helpers = {name for name in names if len(re.findall(rf"\b{name}\(", whole)) > 1}
+    # called by others, or handed on to a scan
+    helpers = {name for name in names if len(re.findall(rf"\b{name}[()]", whole)) > 1}
     assert set(names) - helpers <= recorded, set(names) - helpers - recorded
 
 
