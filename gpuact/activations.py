@@ -401,9 +401,9 @@ def fused_backward(
 
     The arguments are those of `fused`, and dy its incoming gradient, of x's shape and taken in x's
     dtype. Each gradient has the shape and dtype of its argument (a number's is 0-d, of x's dtype);
-    that of residual is dy. One pass over dy and x computes them all, the sums without atomics: the
-    same bits every time. The activation's derivative is taken at scale·x + bias; at a kink it is
-    the one that the activation's own docstring states.
+    that of residual is dy, itself where the dtypes agree. One pass over dy and x computes them all,
+    the sums without atomics: the same bits every time. The activation's derivative is taken at
+    scale·x + bias; at a kink it is the one that the activation's own docstring states.
 
     >>> import gpuact, numpy as np
     >>> x, dy = np.array([-1.0, 2.0]), np.array([10.0, 20.0])

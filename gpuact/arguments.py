@@ -170,6 +170,8 @@ def output(
     library: Library, out: Any, shape: Sequence[int], dtype: str, like: Any, name: str = "out"
 ) -> None:
     """Refuse an `out` that cannot take the result."""
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{name}: a masked array came, allowed are arrays without a mask")
     if library_of(out) is not library:
         raise TypeError(
             f"{name}: {type(out).__name__} came, allowed is an array of x's own library, "

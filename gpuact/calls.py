@@ -13,6 +13,8 @@ from numbers import Real
 from types import ModuleType
 from typing import Any, cast
 
+import numpy as np
+
 from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
@@ -50,10 +52,10 @@ def underived(call: Call, name: str, work: Any, *inputs: Any) -> Any:
     return _autograd().underivable(name, work, *inputs)
 
 
-def _check_out(call: Call, out: Any, shape: Sequence[int], dtype: str, *inputs: Any) -> None:
-    if out is not None:
-        arguments.output(call.library, out, shape, dtype, call.like)
-        _refuse_tracked("out", call, out, *inputs)
+def _check_out(call: Call, out: Any, like: Array, *inputs: Any) -> None:
+    """Whether `out` can take a result of like's shape and dtype."""
+    arguments.output(call.library, out, like.shape, call.library.dtype(like), like)
+    _refuse_tracked("out", call, out, *inputs)
 
 
 def _refuse_tracked(name: str, call: Call, *tensors: Any) -> None:
@@ -103,47 +105,38 @@ def activation(
 ) -> Any:
     function = FUNCTIONS[name]
     entry: Hashable = name
-    if out is None:
-        given = (x, *params.values())
-    else:
-        given, entry = (x, *params.values(), out), (name, "out")
     if channel_axis is not ...:
-        entry = entry, channel_axis
+        entry = name, arguments.whole("channel_axis", channel_axis)
+    given = (x, *params.values())
     route = routes.find(entry, given)
     if route is not None:
         call, ready = route.call, route.operands(given)
     else:
-        call, x, values = _looked_at(
-            function, function.forward, x, out, params, channel_axis, function.integers
+        call, *ready = _looked_at(
+            function, function.forward, x, params, channel_axis, function.integers
         )
-        ready = (x, *values) if out is None else (x, *values, out)
         routes.learn(entry, given, call, ready)
     if out is not None:
-        _refuse_tracked("out", call, *ready)
+        _check_out(call, out, ready[0], *ready)
     elif call.library.tracks and _tracked(call, *ready):
         return _autograd().activation(function, call, *ready)
-    last = 1 + len(params)
-    return operations.elementwise(call, function.forward, ready[:1], ready[1:last], out)
+    return operations.elementwise(call, function.forward, ready[:1], ready[1:], out)
 
 
 def _looked_at(
     function: Function,
     kernel: Pass,
     x: Any,
-    out: Any,
     params: Parameters,
     channel_axis: Any,
     integers: str,
-) -> tuple[Call, Array, list[Any]]:
-    """The long way: x, `out` and the parameters checked, and as the kernel takes them."""
+) -> tuple[Any, ...]:
+    """The long way: the call, x and the parameters, checked and as the kernel takes them."""
     x = arguments.array("x", x)
     params = _given(function, params)
     call = _resolve({"x": x}, params)
     x = arguments.activation_input("x", call.library, x, integers)
-    values = _pick(kernel, _parameters(call.library, x, params, channel_axis))
-    if out is not None:
-        arguments.output(call.library, out, x.shape, call.library.dtype(x), call.like)
-    return call, x, values
+    return call, x, *_pick(kernel, _parameters(call.library, x, params, channel_axis))
 
 
 def derivative(
@@ -152,9 +145,9 @@ def derivative(
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
     integers = "refused" if function.integers == "refused" else "float32"
-    call, x, values = _looked_at(function, slope, x, out, params, channel_axis, integers)
+    call, x, *values = _looked_at(function, slope, x, params, channel_axis, integers)
     if out is not None:
-        _refuse_tracked("out", call, out, x, *values)
+        _check_out(call, out, x, x, *values)
 
     def work(x: Array, *values: Any) -> Array:
         return operations.elementwise(call, slope, (x,), values, out)
@@ -173,6 +166,8 @@ def activation_backward(
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
     function = FUNCTIONS[name]
     ((what, kept),) = stored.items()
+    if channel_axis is not ...:
+        arguments.whole("channel_axis", channel_axis)
     entry, given = (name, "backward", channel_axis), (dy, kept, *params.values())
     route = routes.find(entry, given)
     if route is not None:
@@ -228,65 +223,59 @@ def backward(
 # -- fused ----------------------------------------------------------------------------------------
 
 
-def _addend(name: str, call: Call, x: Array, a: Any) -> Array | None:
-    """gate or residual: floating, of x's shape."""
-    if a is None:
-        return None
-    a = arguments.floating(name, call.library, a)
-    if tuple(a.shape) != tuple(x.shape):
-        raise ValueError(f"{name}: shape {tuple(a.shape)} came, x has {tuple(x.shape)}")
-    return a
-
-
 def _fused_call(
     activation: Any, dropout: Any, channel_axis: Any, given: Mapping[str, Any]
 ) -> tuple[Call, Fusion, dict[str, Any]]:
-    """The arguments of `fused` (with `out`) or its backward (with `dy`), as kernels take them."""
-    entry = ("fused", activation, dropout, channel_axis, *given)
+    """The arguments of `fused` or its backward (with `dy`), as kernels take them."""
+    if dropout is not None and type(dropout) is not Dropout:
+        raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
+    arguments.whole("channel_axis", channel_axis)
+    # not which elements are dropped: every call has another offset
+    entry = ("fused", activation, channel_axis, *given)
     route = routes.find(entry, values := tuple(given.values()))
     if route is not None:
-        return route.call, route.more, dict(zip(given, route.operands(values), strict=True))
+        call, ready = route.call, dict(zip(given, route.operands(values), strict=True))
+    else:
+        call, ready = _fused_looked_at(activation, channel_axis, given)
+        routes.learn(entry, values, call, tuple(ready.values()))
+    drops = dropout is not None and dropout.last >= 0
+    return call, Fusion(activation, dropout if drops else None), ready
+
+
+def _fused_looked_at(
+    activation: Any, channel_axis: Any, given: Mapping[str, Any]
+) -> tuple[Call, dict[str, Any]]:
+    """The long way."""
     elementwise = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
     if activation not in elementwise:
         raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(elementwise)}")
-    function = FUNCTIONS[activation]
-    if ("weight" in function.forward.parameters) != (given["weight"] is not None):
-        came = (
-            "none came, prelu needs one"
-            if given["weight"] is None
-            else "came, prelu alone takes one"
-        )
-        raise ValueError(f"weight: {came}; activation is {activation!r}")
-    if dropout is not None and not isinstance(dropout, Dropout):
-        raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
-    drops = dropout is not None and dropout.last >= 0
-
-    ready = dict(given)
-    ready["x"] = arguments.array("x", given["x"])
+    function, weight = FUNCTIONS[activation], given["weight"]
+    if ("weight" in function.forward.parameters) != (weight is not None):
+        allowed = "slopes" if weight is None else "none"
+        came = "none" if weight is None else type(weight).__name__
+        raise ValueError(f"weight: {came} came, {activation} takes {allowed}")
     params = {
         name: arguments.parameter(name, given[name], name != "negative_slope")
         for name in ("scale", "bias", "weight", "negative_slope")
-        if given[name] is not None
+        if given[name] is not None or name == "negative_slope"
     }
     arrays = {
         name: arguments.array(name, given[name])
-        for name in ("gate", "residual", "dy")
-        if given.get(name) is not None
+        for name in ("x", "gate", "residual", "dy")
+        if name == "x" or given.get(name) is not None
     }
-    call = _resolve({"x": ready["x"], **arrays}, params)
-    integers = "refused" if function.integers == "refused" else "float32"
-    x = ready["x"] = arguments.activation_input("x", call.library, ready["x"], integers)
-    ready |= _parameters(call.library, x, params, channel_axis)
+    call = _resolve(arrays, params)
+    x = arguments.activation_input("x", call.library, arrays.pop("x"), function.integers)
+    x = arguments.floating("x", call.library, x)  # integers count as float32, for relu too
+    ready = {**given, "x": x, **_parameters(call.library, x, params, channel_axis)}
     for name, a in arrays.items():
         if name == "dy":
-            ready[name] = arguments.gradient("dy", call.library, a, "x", x)
-        else:
-            ready[name] = _addend(name, call, x, a)
-    if ready.get("out") is not None:
-        arguments.output(call.library, ready["out"], x.shape, call.library.dtype(x), call.like)
-    fusion = Fusion(activation, dropout if drops else None)
-    routes.learn(entry, values, call, tuple(ready.values()), fusion)
-    return call, fusion, ready
+            ready[name] = arguments.gradient(name, call.library, a, "x", x)
+            continue
+        ready[name] = arguments.floating(name, call.library, a)
+        if tuple(a.shape) != tuple(x.shape):
+            raise ValueError(f"{name}: shape {tuple(a.shape)} came, x has {tuple(x.shape)}")
+    return call, ready
 
 
 def _fused_params(fusion: Fusion, ready: Parameters) -> tuple[Any, Any, Any]:
@@ -297,16 +286,14 @@ def _fused_params(fusion: Fusion, ready: Parameters) -> tuple[Any, Any, Any]:
     return ready["scale"], ready["bias"], slope
 
 
-def fused(activation: Any, dropout: Any, channel_axis: Any, **given: Any) -> Any:
+def fused(activation: Any, dropout: Any, channel_axis: Any, out: Any, **given: Any) -> Any:
     call, fusion, ready = _fused_call(activation, dropout, channel_axis, given)
     params = _fused_params(fusion, ready)
-    x, gate, residual, out = (ready[name] for name in ("x", "gate", "residual", "out"))
-    if _tracked(call, x, *params, gate, residual):
-        if out is None:
-            return _autograd().fused(call, fusion, x, *params, gate, residual)
-        _refuse_tracked("out", call, x, *params, gate, residual)
-    elif out is not None:
-        _refuse_tracked("out", call, out)
+    x, gate, residual = ready["x"], ready["gate"], ready["residual"]
+    if out is not None:
+        _check_out(call, out, x, x, *params, gate, residual)
+    elif _tracked(call, x, *params, gate, residual):
+        return _autograd().fused(call, fusion, x, *params, gate, residual)
     return operations.fused(call, fusion, x, params, gate, residual, out)
 
 
@@ -330,9 +317,9 @@ def fused_backward(
     found = dict(zip(asked, gradients, strict=True))
     for name in _FUSED_NAMES:
         if name in found:
-            found[name] = found[name].reshape(getattr(given[name], "shape", ()))
+            found[name] = found[name].reshape(np.shape(given[name]))
     if ready["residual"] is not None:
-        found["residual"] = dy
+        found["residual"] = call.library.astype(dy, call.library.dtype(ready["residual"]))
     return found
 
 
@@ -345,7 +332,8 @@ def rows(name: str, x: Any, axis: Any, dtype: Any, out: Any) -> Any:
     call = resolve(x=x)
     x = arguments.floating("x", call.library, x, dtype)
     axes = arguments.row_axes(axis, x.ndim)
-    _check_out(call, out, x.shape, call.library.dtype(x), x)
+    if out is not None:
+        _check_out(call, out, x, x)
     if _tracked(call, x):
         return _autograd().rows(function, call.backend, x, axes)
     return operations.rows(call, function.forward, (x,), axes, out)

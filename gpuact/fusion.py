@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from .catalogue import FUNCTIONS, Function
+from .catalogue import FUNCTIONS, Function, Pass
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Dropout:
                 raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int")
             if not 0 <= value < 2**64:
                 raise ValueError(f"{name}: {value} came, allowed is an int from 0 to 2**64 - 1")
+            object.__setattr__(self, name, int(value))
+        object.__setattr__(self, "p", float(self.p))
 
     @property
     def last(self) -> int:
@@ -73,25 +75,22 @@ class Fusion:
 
     @property
     def backward(self) -> str | None:
-        """The formula that leads back through the activation, and `reads` what it reads.
-
-        An activation with a kink is asked on which side of it an element lies: its own backward.
-        A smooth one gives its derivative at x, which cancels nowhere, as one from y would.
-        """
-        if self.activation == "linear":
-            return None
-        record = self.record
-        step = record.slope if record.kink == "smooth" and record.slope else record.backward
-        return step.formula
+        """The formula that leads back through the activation; `reads` says what it reads."""
+        return self._step.formula if self._step else None
 
     @property
     def reads(self) -> tuple[str, ...]:
         """("x",): a derivative, still to be multiplied by dy; else dy and x or y."""
+        return self._step.reads if self._step else ()
+
+    @property
+    def _step(self) -> Pass | None:
+        """An activation with a kink is asked on which side of it an element lies: its own backward.
+        A smooth one gives its derivative at x, which cancels nowhere, as one from y would.
+        """
         if self.activation == "linear":
-            return ()
-        record = self.record
-        step = record.slope if record.kink == "smooth" and record.slope else record.backward
-        return step.reads
+            return None
+        return self.record.slope if self.record.kink == "smooth" else self.record.backward
 
     @property
     def slope(self) -> bool:

@@ -27,7 +27,6 @@ class Route:
     place: int  # the device, as `Library.place` counts
     ready: tuple[tuple[int, ...] | type | None, ...]  # the shape or type to give each operand
     as_given: bool  # none has another
-    more: Any  # what else the caller found out
 
     def operands(self, given: Sequence[Any]) -> Sequence[Any]:
         """Numbers as floats, arrays in the shapes in which they meet x."""
@@ -58,7 +57,8 @@ def _key(entry: Hashable, given: Sequence[Any]) -> Hashable:
 
 
 def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
-    """The route of such a call, if one came before. given: all operands, an array among them."""
+    """The route of such a call, if one came before. given: all operands; what has no dtype and
+    shape, and is no number either, has no route."""
     try:
         route = _routes.get(_key(entry, given))
     except (AttributeError, TypeError):  # a list, say; or what cannot be looked up
@@ -68,25 +68,23 @@ def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
     return route
 
 
-def learn(
-    entry: Hashable, given: Sequence[Any], call: Call, ready: Sequence[Any], more: Any = None
-) -> None:
+def learn(entry: Hashable, given: Sequence[Any], call: Call, ready: Sequence[Any]) -> None:
     """Remember a call: what was given, and the operands that became of it."""
     library = call.library
     how: list[tuple[int, ...] | type | None] = []
     for a, b in zip(given, ready, strict=True):
         if type(a) in NUMBERS:
+            if type(b) not in NUMBERS:  # taken for a 0-d array
+                return
             how.append(float if type(a) is int else None)
             continue
         if not library.own(a, call.backend) or library.dtype(a) != library.dtype(b) or 0 in a.shape:
             return
         how.append(None if a.shape == b.shape else tuple(b.shape))
-    array = next((a for a in given if type(a) not in NUMBERS), None)
-    if array is None:
-        return
+    array = next(a for a in given if type(a) not in NUMBERS)
     like = library.empty((0,), library.dtype(array), array)  # holds no memory of the caller's
     if len(_routes) >= MOST:
         _routes.clear()
     call = replace(call, like=like, own=True)
     as_given = not any(how)
-    _routes[_key(entry, given)] = Route(call, library.place(array), tuple(how), as_given, more)
+    _routes[_key(entry, given)] = Route(call, library.place(array), tuple(how), as_given)

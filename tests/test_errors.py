@@ -125,12 +125,12 @@ CASES: dict[str, Case] = {
     "fused prelu without weight": (
         lambda out: gpuact.fused(X, "prelu", out=out),
         ValueError,
-        "weight: none came, prelu needs one",
+        "weight: none came, prelu takes slopes",
     ),
     "fused relu with weight": (
         lambda out: gpuact.fused(X, "relu", weight=0.5, out=out),
         ValueError,
-        "weight: came, prelu alone takes one",
+        "weight: float came, relu takes none",
     ),
     "fused leaky slope an array": (
         lambda out: gpuact.fused(X, "leaky_relu", negative_slope=X, out=out),
@@ -774,11 +774,28 @@ def test_bad_input(case):
     call, exception, message = CASES[case]
     memory = np.full((4, 5), np.nan, np.float32)
     before = memory.tobytes()
-    with pytest.raises(exception, match=f"^{message}") as refused:
-        call(memory[1:3, 1:4] if "flat" not in case else np.full((2, 3), np.nan, np.float32))
-    assert type(refused.value) is exception
-    assert is_a_sentence(str(refused.value))
-    assert memory.tobytes() == before, "out was touched"
+    for _ in range(2):  # and once more after good calls of the same kind, which are remembered
+        with pytest.raises(exception, match=f"^{message}") as refused:
+            call(memory[1:3, 1:4] if "flat" not in case else np.full((2, 3), np.nan, np.float32))
+        assert type(refused.value) is exception
+        assert is_a_sentence(str(refused.value))
+        assert memory.tobytes() == before, "out was touched"
+        good_calls()
+
+
+def good_calls() -> None:
+    """Of every elementwise function, with and without `out`."""
+    y, slopes = np.empty_like(X), np.ones(3, np.float32)
+    for name in PLAIN:
+        getattr(gpuact, name)(X, out=y)
+        getattr(gpuact, f"{name}_backward")(X, X)
+        gpuact.fused(X, name, out=y)
+        gpuact.fused_backward(X, X, name, gate=X, residual=X, dropout=gpuact.Dropout(0.5, 1))
+    gpuact.linear(X, slopes, 1.0, out=y)
+    gpuact.linear_backward(X, X, slopes, 0.0)
+    gpuact.prelu(X, slopes, out=y)
+    gpuact.prelu_backward(X, X, slopes, channel_axis=1)
+    gpuact.fused(X, "prelu", weight=slopes, scale=2.0, bias=slopes, out=y)
 
 
 def test_every_public_function_is_in_the_table():

@@ -512,6 +512,37 @@ def test_relu_keeps_integers(lib, kind):
     assert (placed.numpy() == want).all()
 
 
+def test_a_call_is_the_same_the_second_time():
+    """When its kind is known: of numbers, lists, 0-d arrays, parameters of other types."""
+    x, slopes = np.array([-1.0, 2.0]), np.array([0.5, 0.25])
+    drop = gpuact.Dropout(0.5, seed=3)
+    calls: list[Callable[[], Any]] = [
+        lambda: gpuact.relu(-3.0),
+        lambda: gpuact.relu(-3),
+        lambda: gpuact.relu(-3.0, out=np.array(7.0)),
+        lambda: gpuact.prelu(-3.0, np.array(0.5)),
+        lambda: gpuact.prelu(x, 1),
+        lambda: gpuact.prelu(x, True),
+        lambda: gpuact.prelu(x, np.float32(0.1)),
+        lambda: gpuact.prelu(x, [0.5, 0.25], channel_axis=0),
+        lambda: gpuact.prelu(x, slopes, channel_axis=np.int64(0)),
+        lambda: gpuact.sigmoid_backward(1.0, 0.5),
+        lambda: gpuact.fused(3.0, "relu", dropout=drop),
+        lambda: gpuact.fused(x, "relu", dropout=gpuact.Dropout(np.float32(0.5), np.int32(3))),
+        lambda: gpuact.fused(x, "prelu", weight=[0.5, 0.25], dropout=drop),
+        lambda: gpuact.fused_backward(1.0, np.array(3.0), "relu", gate=2.0)["gate"],
+        lambda: gpuact.fused_backward(x, x, "prelu", weight=[0.5, 0.25])["weight"],
+        lambda: gpuact.fused_backward(x, x, "relu", scale=[1.0, 2.0])["scale"],
+        lambda: gpuact.fused_backward(x, x, "relu", residual=x.astype("f4"))["residual"],
+    ]
+    for call in calls:
+        first, *others = call(), call(), call()
+        for again in others:
+            assert type(again) is type(first)
+            assert again.dtype == first.dtype
+            assert np.array_equal(again, first)
+
+
 def test_lists_and_numbers_are_numpy_arrays():
     for given, dtype in (([1.0, -2.0], "float64"), ([1, -2], "int64"), (-2.5, "float64")):
         got = gpuact.relu(given)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import gpuact
-from gpuact import reference
+from gpuact import reference, routes
 from gpuact.catalogue import FUNCTIONS
 from gpuact.fusion import Dropout, Fusion
 from tests import bounds, harness, truth
@@ -69,6 +69,16 @@ def test_so_many_are_dropped(p):
     share = (y == 0).mean()
     assert abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n) + 1e-9
     assert set(np.unique(y)) <= {0.0, 1 / (1 - p) if p < 1 else 0.0}
+
+
+def test_calls_that_differ_in_their_offset_share_a_kind():
+    """Else the kinds remembered would be as many as calls, and push each other out."""
+    x = np.ones(8)
+    gpuact.fused(x, "tanh", dropout=Dropout(0.5, 1))
+    before = len(routes._routes)
+    masks = {gpuact.fused(x, "tanh", dropout=Dropout(0.5, 1, k)).tobytes() for k in range(50)}
+    assert len(routes._routes) == before
+    assert len(masks) > 40
 
 
 def test_seeds_and_offsets_give_masks_of_their_own():

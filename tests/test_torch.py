@@ -340,6 +340,11 @@ def test_forward_keeps_nothing_that_backward_does_not_read(lib):
         "scale given": (lambda x: gpuact.linear(x, scale.detach()), [scale]),
         "scale learned": (lambda x: gpuact.linear(x, scale), [x, scale]),
         "y would not tell": (lambda x: gpuact.leaky_relu(x, -0.5), [x]),
+        "residual alone": (
+            lambda x: gpuact.fused(x.detach(), "relu", gate=x.detach(), residual=x),
+            [],
+        ),
+        "identity": (lambda x: gpuact.fused(x, "linear", scale=2.0), []),
         "no mask": (lambda x: gpuact.fused(x, "tanh", dropout=gpuact.Dropout(0.5, 1)), [x]),
     }
     for case, (function, tensors) in expected.items():

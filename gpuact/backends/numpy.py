@@ -136,9 +136,8 @@ def _over_pieces(
     """
     compute = compute_dtype(out.dtype)
     arrays = [a for a in operands if isinstance(a, np.ndarray)]
-    scalars = [
-        None if a is None or isinstance(a, np.ndarray) else compute.type(a) for a in operands
-    ]
+    with np.errstate(over="ignore"):  # a number may be infinite in this precision
+        scalars = [compute.type(a) if isinstance(a, float) else None for a in operands]
     operand_flags: list[list[Any]] = [*[["readonly"]] * len(arrays), ["writeonly"]]
     pieces = np.nditer(
         [*arrays, out],

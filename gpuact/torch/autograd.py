@@ -109,29 +109,38 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, call: Call, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
         *params, gate, residual = operands
         y = operations.fused(call, fusion, x, params, gate, residual)
-        ctx.call, ctx.fusion = _remembered(call), fusion
-        # tensors are saved, numbers kept; the residual's gradient is dy and needs nothing of it
+        needed = dict(zip(FUSED, ctx.needs_input_grad[2:], strict=True))
+        back = any(needed[name] for name in ("x", "scale", "bias", "slope"))
+        linear = fusion.activation == "linear"
+        reads_x = needed["gate"] or needed["scale"] or (back and not linear)
+        # tensors are saved, numbers kept; the residual's gradient is dy and needs nothing
+        ctx.save_for_backward(
+            x if reads_x else None,
+            *[p if isinstance(p, Tensor) else None for p in params],
+            gate if back or needed["gate"] else None,
+        )
         ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
-        ctx.save_for_backward(x, *[p if isinstance(p, Tensor) else None for p in params], gate)
+        ctx.call, ctx.fusion = _remembered(call), fusion
+        ctx.wanted = {name for name, need in needed.items() if need and name != "residual"}
         return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call = _call(ctx.call, dy)
-        names = ("x", "scale", "bias", "slope", "gate")
-        *needed, residual_needed = ctx.needs_input_grad[2:]
-        wanted = {name for name, need in zip(names, needed, strict=True) if need}
 
-        def work(dy: Tensor, x: Tensor, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
+        def work(dy: Tensor, x: Tensor | None, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
             *tensors, gate = rest
             params = _either(ctx.numbers, tensors)
-            found = operations.fused_backward(call, ctx.fusion, dy, x, params, gate, wanted)
-            return tuple(found.get(name) for name in names)
+            # what is not kept is not read: anything of its shape will do
+            x = dy if x is None else x
+            found = operations.fused_backward(call, ctx.fusion, dy, x, params, gate, ctx.wanted)
+            return tuple([found.get(name) for name in FUSED[:-1]])
 
         gradients = calls.underived(call, "fused_backward", work, dy, *ctx.saved_tensors)
-        return (None, None, *gradients, dy if residual_needed else None)
+        return (None, None, *gradients, dy if ctx.needs_input_grad[-1] else None)
 
 
+FUSED = ("x", "scale", "bias", "slope", "gate", "residual")
 Operand = Tensor | float | None
 
 
