@@ -117,6 +117,8 @@ def activation(
         )
         routes.learn(entry, given, call, ready)
     if out is not None:
+        if route is not None and route.takes(out, ready):
+            return operations.into(call, function.forward, ready[:1], ready[1:], out)
         _check_out(call, out, ready[0], *ready)
     elif call.library.tracks and _tracked(call, *ready):
         return _autograd().activation(function, call, *ready)

@@ -155,6 +155,18 @@ class Library:
 
     alike: Callable[[Any], Any] = staticmethod(np.empty_like)  # `empty_like` of x's own dtype
 
+    def direct(self, out: Any, x: Any) -> bool:
+        """Whether `out` is one like x, contiguous as it is, in its very memory or in none of it."""
+        if type(out) is not type(x) or out.dtype != x.dtype or out.shape != x.shape:
+            return False
+        if not (self._simple(out) and self._simple(x)):
+            return False
+        apart = abs(self.pointer(out) - self.pointer(x))
+        return apart == 0 or apart >= x.nbytes
+
+    def _simple(self, x: Any) -> bool:
+        return bool(x.flags.c_contiguous and self.writable(x))
+
 
 class CuPy(Library):
     name = "cupy"
@@ -312,6 +324,9 @@ class Torch(Library):
 
     def tracked(self, x: Any) -> bool:
         return bool(x.requires_grad and self.xp.is_grad_enabled())
+
+    def _simple(self, x: Any) -> bool:
+        return bool(x.is_contiguous() and not self.tracked(x))
 
     def own(self, x: Any, backend: str) -> bool:
         return type(x) in (self.xp.Tensor, self.xp.nn.Parameter) and backend == "triton"

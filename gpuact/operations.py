@@ -77,6 +77,19 @@ def elementwise(
     return _deliver(call, out, inputs, lambda: library.empty_like(arrays[-1], dtype), write)
 
 
+def into(
+    call: Call,
+    kernel: Pass,
+    arrays: Sequence[Array],
+    params: Sequence[Array | float],
+    out: Array,
+) -> Array:
+    """`elementwise` into an `out` of which nothing need be asked."""
+    call.module.elementwise(kernel.formula, arrays, params, out, call.scratch)
+    call.library.wrote(out)
+    return out
+
+
 def fused(
     call: Call,
     fusion: Fusion,

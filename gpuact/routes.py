@@ -37,6 +37,13 @@ class Route:
             for a, how in zip(given, self.ready, strict=True)
         ]
 
+    def takes(self, out: Any, ready: Sequence[Any]) -> bool:
+        """Whether nothing need be asked of `out`: one like x, the other operands being numbers."""
+        library = self.call.library
+        if not library.direct(out, ready[0]) or not library.plain((out,), self.place):
+            return False
+        return all(type(a) in NUMBERS for a in ready[1:])
+
 
 MOST = 4096  # kinds that are kept: shapes may never come to an end
 _routes: dict[Hashable, Route] = {}
