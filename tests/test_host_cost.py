@@ -81,7 +81,7 @@ LIMITS = {
     "prelu(x, weight)": 6.5,
     "relu(x, out=y)": 4.6,
     "fused(x, 'relu', scale=2.0)": 7.0,
-    "fused(x, 'relu', dropout=another)": 10.0,
+    "fused(x, 'relu', dropout=another)": 11.0,
 }
 
 
