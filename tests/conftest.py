@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
     (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. The PTX
-    interpreter runs one dtype in full and of each other every fourth case, another fourth for each,
-    for it is compiling that takes long.
+    interpreter runs one dtype in full (of tests marked `many` none) and of each other every fourth
+    case, another fourth for each, for it is compiling that takes long.
     """
     seen: Counter[tuple[str, str, str]] = Counter()
     for item in items:
@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             quick = dtype == "float32" and params.get("lib") not in CROSSED
         elif str(params.get("executor", "")).endswith("-ptx") and dtype in DTYPES:
             kind = (item.location[2].partition("[")[0], params["executor"], dtype)
-            quick = dtype == "float32" or seen[kind] % 4 == list(DTYPES).index(dtype)
+            full = dtype == "float32" and not item.get_closest_marker("many")
+            quick = full or seen[kind] % 4 == list(DTYPES).index(dtype)
             seen[kind] += 1
         else:
             quick = True

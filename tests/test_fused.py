@@ -344,6 +344,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_with_every_option(executor, activation, option, dtype):
@@ -440,6 +441,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("drop", (None, DROPOUT), ids=("whole", "dropout"))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(executor, layout, drop, dtype):

@@ -15,7 +15,11 @@ KERNELS = Path(__file__).parent.parent / "kernels"
 PTX = ("cupy-ptx", "triton-ptx")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+QUICK = ("bfloat16", "float32")
+CASES = [pytest.param(d, marks=() if d in QUICK else pytest.mark.slow) for d in DTYPES]
+
+
+@pytest.mark.parametrize("dtype", CASES)
 @pytest.mark.parametrize("name", harness.executors(*PTX))
 def test_every_formula_is_executed(name, dtype, monkeypatch, record_property):
     executor = harness.make(name, monkeypatch)

@@ -18,12 +18,19 @@ merge_blocks(const C* partial, R* result, long long chunks, long long period, lo
     const long long skip = (channel - first % kept + kept) % kept;  // to the channel's first run
     const long long tiles = inner / tile + 2;                       // of a run, at most
     const long long times = (runs - skip + kept - 1) / kept;
-    for (long long z = y; z < chunks * times * tiles; z += blockDim.y) {
-      const long long run = first + skip + z / tiles % times * kept;
+    // z counts tiles, then the channel's runs, then chunks, by addition: divisions are dear
+    long long t = y % tiles, time = y / tiles % times, part = y / tiles / times;
+    const long long t_step = blockDim.y % tiles, time_step = blockDim.y / tiles % times,
+                    part_step = blockDim.y / tiles / times;
+    while (part < chunks) {
+      const long long run = first + skip + time * kept;
       const long long begin = max(0ll, run * inner - offset);
       const long long end = min(period, (run + 1) * inner - offset);
-      const long long t = begin / tile + z % tiles;
-      if (t * tile < end) mine.add(partial[z / tiles / times * entries + run - first + t]);
+      const long long at = begin / tile + t;
+      if (at * tile < end) mine.add(partial[part * entries + run - first + at]);
+      t += t_step, time += time_step, part += part_step;
+      if (t >= tiles) t -= tiles, ++time;
+      if (time >= times) time -= times, ++part;
     }
   }
   parts[y * blockDim.x + x] = mine.sum;
