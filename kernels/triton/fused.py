@@ -62,6 +62,8 @@ def columns(inner: int, kept: int, size: int, itemsize: int) -> Columns:
         used = width if width <= room else room // step * step
         found.append((used >= 0.75 * room, used / room, -room, used))
         room *= 2
+    if itemsize == 8:  # 16 elements a thread, and sums of them, do not fit its registers
+        found = [tile for tile in found if tile[-1] and -tile[2] <= WIDEST // 4] or found
     *_, room, used = max(found)
     rows = -(-size // width)
     together = max(1, block(itemsize) // -room)
