@@ -406,6 +406,17 @@ def test_sums(executor, name, dtype):
     run_backward(executor, case, dy, ("bias",))
 
 
+@pytest.mark.parametrize("along", (1, 2, 4))
+@pytest.mark.parametrize("executor", executors("cupy-ptx", "cupy-cuda"), indirect=True)
+def test_a_thread_merges_the_sums_of_many_blocks(executor, along, monkeypatch):
+    """As where they outnumber a block's threads, which count on through tiles, runs and chunks."""
+    monkeypatch.setattr("gpuact.kernels.cupy.fused.MANY_CHANNELS", (8, along))
+    rng = np.random.default_rng(8)
+    x, dy = (some(rng, (40, 8, 300), "float32") for _ in range(2))
+    case = Case("prelu", x, slope=some(rng, (1, 8, 1), "float32"))
+    run_backward(executor, case, dy)
+
+
 VIEWS = {
     "transposed": ((40, 9, 30), lambda m: m.transpose(1, 2, 0)),
     "channels last": ((6, 7, 7, 24), lambda m: m.transpose(0, 3, 1, 2)),
