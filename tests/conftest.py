@@ -24,21 +24,22 @@ CROSSED = ("cupy-on-triton", "torch-cuda-on-cupy")
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Choose the quick ones of the tests that a GPU or the PTX interpreter runs; the rest is slow.
+    """Choose the quick ones of the tests that a GPU or an interpreter runs; the rest is slow.
 
     Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
-    (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. The PTX
-    interpreter runs one dtype in full (of tests marked `many` none) and of each other every fourth
-    case, another fourth for each, for it is compiling that takes long.
+    (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. PTX's
+    interpreter and Triton's run one dtype in full (of tests marked `many` none) and of each other
+    every fourth case, another fourth for each: compiling takes long there, and Python here.
     """
+    interpreters = ("-ptx", "-interpreter")
     seen: Counter[tuple[str, str, str]] = Counter()
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         dtype = params.get("dtype", "float32")
         if item.get_closest_marker("cuda"):
             quick = dtype == "float32" and params.get("lib") not in CROSSED
-        elif str(params.get("executor", "")).endswith("-ptx") and dtype in DTYPES:
+        elif str(params.get("executor", "")).endswith(interpreters) and dtype in DTYPES:
             kind = (item.location[2].partition("[")[0], params["executor"], dtype)
             full = dtype == "float32" and not item.get_closest_marker("many")
             quick = full or seen[kind] % 4 == list(DTYPES).index(dtype)

@@ -7,7 +7,7 @@ A dropped element is compared too: Philox by its published answers, the mask on 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,8 +275,20 @@ def run(executor: Executor, case: Case, into: Array | None = None) -> None:
     check(got, value, allowed, dtype, f"{executor.name} {case.fusion} {case.x.shape}")
 
 
+def behind(count: int, shape: tuple[int, ...], dtype: str) -> Array:
+    """New memory whose address is so many elements behind a multiple of 16."""
+    item = np.dtype(DTYPES[dtype]).itemsize
+    flat = np.empty(int(np.prod(shape)) + 16 + count, DTYPES[dtype])
+    first = -flat.ctypes.data % 16 // item + count
+    return flat[first : first + int(np.prod(shape))].reshape(shape)
+
+
 def run_backward(
-    executor: Executor, case: Case, dy: Array, wanted: Sequence[str] | None = None
+    executor: Executor,
+    case: Case,
+    dy: Array,
+    wanted: Sequence[str] | None = None,
+    like: Callable[[Array], Array] = np.empty_like,
 ) -> dict[str, Array]:
     """Every gradient that is wanted (all that there are, by default) against the truth."""
     names = ["x", *case.given] if wanted is None else list(wanted)
@@ -289,7 +301,7 @@ def run_backward(
         source = case.x if name == "x" else getattr(case, name)
         if isinstance(source, float) or source is None:
             source = np.empty(ones(case.x.ndim), case.x.dtype)
-        outs[name] = executor.place(np.empty_like(source), blank=True)
+        outs[name] = executor.place(like(source), blank=True)
     found = {name: out.native for name, out in outs.items()}
     executor.backend.fused_backward(
         case.fusion,
@@ -415,6 +427,73 @@ def test_a_thread_merges_the_sums_of_many_blocks(executor, along, monkeypatch):
     x, dy = (some(rng, (40, 8, 300), "float32") for _ in range(2))
     case = Case("prelu", x, slope=some(rng, (1, 8, 1), "float32"))
     run_backward(executor, case, dy)
+
+
+# (shape, channel axis, dtype, how many elements behind a multiple of 16 bytes all arrays begin)
+SHORT = {
+    "one pack, cut at both ends": ((2, 2), 1, "bfloat16", 3),
+    "two packs, each cut": ((2, 3), 1, "bfloat16", 3),
+    "a pack and two cut": ((3, 5), 1, "float16", 7),
+    "odd planes": ((9, 5, 7, 7), 1, "bfloat16", 1),
+    "odd planes, whole quadruples": ((9, 5, 7, 7), 1, "float16", 4),
+    "aligned odd planes": ((9, 5, 7, 7), 1, "bfloat16", 0),
+    "longer than a tile's row": ((3, 4, 999), 1, "float32", 3),
+    "as long as a row of memory": ((6, 999), 0, "float32", 1),
+    "channels last": ((301, 13), 1, "bfloat16", 5),
+    "more channels last": ((17, 133), 1, "float32", 2),
+    "float64": ((33, 6, 5), 1, "float64", 1),
+}
+
+
+KERNELS = ("cupy-ptx", "triton-ptx", "triton-interpreter", "cupy-cuda", "triton-cuda")
+
+
+@pytest.fixture(params=("long chunks", "short chunks", "offsets of 64 bits"))
+def regime(request, executor, monkeypatch):
+    """What arrays of another size would be given."""
+    module = f"gpuact.kernels.{executor.backend.__name__.rpartition('.')[2]}.fused"
+    settings: dict[str, Any] = {}
+    if request.param == "short chunks":
+        settings = {"FEWEST_ROWS": 1, "SHARE": 1} if "cupy" in module else {"SHARE": 4.0}
+    elif request.param == "offsets of 64 bits" and "triton" in module:
+        monkeypatch.setattr(executor.backend, "NARROW", 0)
+    for name, value in settings.items():
+        monkeypatch.setattr(f"{module}.{name}", value)
+    if "triton" in module:
+        monkeypatch.setattr(executor.backend, "_plans", {})
+        yield
+    else:
+        kernels = pytest.importorskip(module)
+        kernels.plan.cache_clear()
+        yield
+        kernels.plan.cache_clear()
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("executor", executors(*KERNELS), indirect=True)
+def test_sums_over_short_runs_wherever_memory_begins(executor, regime, name):
+    """Rows of Triton's tiles begin with a sector; what memory's ends cut off has its own path."""
+    shape, axis, dtype, start = SHORT[name]
+    rng = np.random.default_rng(9)
+
+    def at_start(a: Array) -> Array:
+        return behind(start, a.shape, dtype) if a.shape == shape else np.empty_like(a)
+
+    def filled() -> Array:
+        memory = behind(start, shape, dtype)
+        memory[...] = some(rng, shape, dtype)
+        return memory
+
+    one = tuple(n if k == axis else 1 for k, n in enumerate(shape))
+    scale, bias, slope = (some(rng, one, dtype) for _ in range(3))
+    x, dy, gate = filled(), filled(), filled()
+    case = Case("prelu", x, scale, bias, slope, gate, None, DROPOUT)
+    x[~case.decided()] = 1
+    run_backward(executor, case, dy, like=at_start)
+    # of two the sum over all, of one over runs
+    case = Case("prelu", x, 1.5, bias, some(rng, ones(len(shape)), dtype))
+    x[~case.decided()] = 1
+    run_backward(executor, case, dy, like=at_start)
 
 
 VIEWS = {

@@ -481,12 +481,12 @@ PARAMETERS = ("SCALE", "BIAS", "SLOPE")
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """One pass over x and dy, and where the sums of its tiles go."""
+    """One pass over x and dy, and what becomes of the sums of its tiles."""
 
     plan: Plan
-    partial: tuple[int, ...]  # the shape of each gradient's sums
+    partial: tuple[int, ...]  # for each parameter: how many sums the tiles leave, 0 for none
     dtype: str
-    runs: tuple[int, ...] | None = None  # what `collect` takes, where tiles meet two runs
+    collect: Plan | None  # where they are over runs
 
 
 def fused_backward(
@@ -517,27 +517,21 @@ def fused_backward(
             _backward_of_copies(fusion, arrays, params, dparams, empty)
             return
         _keep(key, way)
-    sums = way.plan.constexprs["SUMS"]
     found = [
-        empty(way.partial, way.dtype) if summed else gradient
-        for summed, gradient in zip(sums, dparams, strict=True)
+        empty((count,), way.dtype) if count else gradient
+        for count, gradient in zip(way.partial, dparams, strict=True)
     ]
     launch(way.plan, (*arrays, *found, *_fused_arguments(dropout, params), *way.plan.numbers))
-    for summed, partial, gradient in zip(sums, found, dparams, strict=True):
-        if not summed or partial is None or gradient is None:
-            continue
-        if way.runs is not None and gradient.numel() > 1:
-            *numbers, block = way.runs
-            kernels = _kernels()
-            _launch_kept(
-                kernels.fused.collect,
-                (gradient.numel(), 1, 1),
-                (partial, gradient, *numbers),
-                {"BLOCK": block, "LANES": kernels.fused.LANES},
-                kernels.fused.WARPS,
-            )
-        else:
-            _sum("linear_dbias", (partial,), gradient, 1, empty)
+    sums = way.plan.constexprs["SUMS"]
+    if way.collect is not None:
+        partials, outs = (
+            tuple(a if over == "runs" else None for a, over in zip(each, sums, strict=True))
+            for each in (found, dparams)
+        )
+        launch(way.collect, (*partials, *outs, *way.collect.numbers))
+    for over, partial, gradient in zip(sums, found, dparams, strict=True):
+        if over == "all":
+            _sum("linear_dbias", (cast("Tensor", partial),), cast("Tensor", gradient), 1, empty)
 
 
 def _backward_plan(
@@ -562,67 +556,83 @@ def _backward_plan(
         return None
     kernels = _kernels()
     alike: list[Any] = [p for p in (*params, *dparams) if _like(p, size)]
-    sums = tuple(d is not None and not _like(d, size) for d in dparams)
+    sums = tuple(
+        None if d is None or _like(d, size) else "all" if d.numel() == 1 else "runs"
+        for d in dparams
+    )
     dtype = _compute(x.dtype)
     itemsize = min(a.element_size() for a in given)
-    drops = fusion.dropout is not None
+    inner, kept = next(iter(summed)) if summed else (size, 1)
+    block = kernels.elementwise.block(itemsize)
+    head, tile = _tile([*given, *alike], block, fusion.dropout is not None)
     constexprs = {
         "FORWARD": fusion.forward and getattr(kernels.formulas, fusion.forward),
         "BACKWARD": fusion.backward and getattr(kernels.formulas, fusion.backward),
         "READS": fusion.reads[-1] if "dy" in fusion.reads else "derivative",
         **dict.fromkeys(PARAMETERS),
-        "DROPOUT": 0 if drops else None,
+        "DROPOUT": tile.pop("DROPOUT"),
         "SUMS": sums,
-        "INDEX": None,
+    }
+    types = {
         "DTYPE": _triton_dtype(dtype),
         # what is added up is rounded once, behind the sum
         "STORED": _triton_dtype(dtype if any(sums) else _name(x.dtype)),
     }
-    inner, kept = next(iter(summed)) if summed else (size, 1)
     numbers: tuple[Any, ...] = tuple(n for place in places[:3] for n in place)
-    block = kernels.fused.flat(inner, itemsize) if summed else kernels.elementwise.block(itemsize)
-    if block:
-        head, tile = _tile([*given, *alike], block, drops)
-        tiles = -(-(head + size) // block)
+    flat = not summed or inner >= block
+    if flat:
         for name, p, place in zip(PARAMETERS, params, places, strict=False):
             constexprs[name] = _kind(p, place, size, block, tile["PACK"], head == 0)
-        constexprs |= {"INDEX": _index(size), **tile}
+        kernel, grid = kernels.fused.flat_backward, (-(-(head + size) // block), 1, 1)
+        constexprs |= {"INDEX": _index(size), **types, **tile}
+        numbers = (head, size, inner if summed else None, *numbers)
+        left, begun, end, outer = 2, -head, size, size // (inner * kept)
+    else:
+        moved = sum(a.element_size() for a in (*given, *alike))
+        terms = 2 * types["DTYPE"].primitive_bitwidth // 8 * sum(map(bool, sums))
+        cut = kernels.fused.columns(inner, kept, head + size, itemsize, terms / moved)
+        for name, p, place in zip(PARAMETERS, params, places, strict=False):
+            kind = _kind(p, place, size, size + 1, 1, False)
+            if kind in ("any", "far"):
+                kind = "column" if cut.width % prod(place) == 0 else "any"
+            constexprs[name] = kind
+        constexprs |= {
+            "RUNS": inner > 1,
+            "INDEX": _index((cut.rows + cut.together) * cut.width),
+            **types,
+            "ROWS": cut.together,
+            "COLUMNS": cut.columns,
+            "PACK": kernels.fused.PACK,  # of which each row and tile has a whole number
+            "ALIGNED": tile["ALIGNED"],
+        }
+        kernel, grid, block = kernels.fused.columns_backward, cut.grid, cut.columns
+        left = block if inner == 1 else block // inner + 2
+        begun, outer = -head % cut.width, cut.width // (inner * kept) + (head > 0)
+        numbers = (head, size, cut.rows, cut.width, cut.chunk, begun, inner, left, *numbers)
+        begun %= inner * kept
+        end = begun + cut.width
+    device = x.get_device()
+    tiles, programs = grid[0], prod(grid)
+    counts = {None: 0, "all": programs, "runs": programs * left}
+    collect = None
+    if "runs" in sums:
+        lanes, entries = kernels.fused.collecting(kept, flat)
         longest = (inner + block - 2) // block + 1
-        plan = Plan(
-            kernels.fused.flat_backward,
-            (tiles, 1, 1),
-            constexprs,
-            max(1, block * itemsize // 1024),
-            (head, size, inner if summed else None, *numbers),
-            x.get_device(),
+        collect = Plan(
+            kernels.fused.collect,
+            (-(-kept // entries), 1, 1),
+            {
+                "INDEX": _index(end + inner * kept + block),
+                "BLOCK": block,
+                "LANES": lanes,
+                "ENTRIES": entries,
+            },
+            kernels.fused.COLLECT_WARPS,
+            (grid[1], tiles, left, outer, kept, inner, begun, end, longest),
+            device,
         )
-        if not summed:
-            return Backward(plan, (tiles,), dtype)
-        outer = size // (inner * kept)
-        return Backward(plan, (tiles, 2), dtype, (outer, kept, inner, head, longest, block))
-    aligned, _ = _packs([*given, *alike], shift=False)
-    cut = kernels.fused.columns(inner, kept, size, itemsize)
-    for name, p, place in zip(PARAMETERS, params, places, strict=False):
-        kind = _kind(p, place, size, size + 1, 1, False)
-        known = kind == "any" and cut.width % prod(place) == 0
-        constexprs[name] = "column" if known else kind
-    constexprs |= {
-        "RUNS": inner > 1,
-        "INDEX": _index((cut.rows + cut.together) * cut.width),
-        "ROWS": cut.together,
-        "COLUMNS": cut.columns,
-        "PACK": kernels.fused.PACK,  # of which each row and tile has a whole number
-        "ALIGNED": aligned,
-    }
-    plan = Plan(
-        kernels.fused.columns_backward,
-        cut.grid,
-        constexprs,
-        kernels.fused.WARPS,
-        (size, cut.rows, cut.width, cut.used, cut.chunk, inner, *numbers),
-        x.get_device(),
-    )
-    return Backward(plan, (cut.grid[1], cut.width // inner), dtype)
+    plan = Plan(kernel, grid, constexprs, kernels.fused.WARPS, numbers, device)
+    return Backward(plan, tuple(counts[each] for each in sums), dtype, collect)
 
 
 def _backward_of_copies(

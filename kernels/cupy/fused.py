@@ -156,7 +156,8 @@ def plan(
     traffic = sum(spec[0].itemsize for spec in alike)
     least = -(-2 * SHARE * left * summed * np.dtype(compute).itemsize // (tile * traffic))
     chunk = min(max(FEWEST_ROWS, rows * tiles // BLOCKS), MOST_ROWS)
-    chunk = min(max(chunk, min(least, MOST_ROWS_FOR_SUMS)), rows)
+    chunks = max(1, rows // max(chunk, min(least, MOST_ROWS_FOR_SUMS)))
+    chunk = -(-rows // chunks)
     chunks = -(-rows // chunk)
     lanes = 1
     while lanes < 32 and 2 * lanes * left <= THREADS:

@@ -3,14 +3,14 @@
     u = scale·x + bias    a = act(u)    d = dropout(a)    y = d·gate + residual
 
 Steps that are None do not exist. Forward runs flat, as elementwise.py describes. So does backward
-where no sum is wanted or a tile meets two of them at most; sums of shorter runs take columns.
+where no sum is wanted or a tile meets two runs of one channel at most; shorter runs take columns.
 
 No sum uses atomics, and what is added to what follows from the shape: same bits every time. A sum's
 longest path of roundings is stated at each kernel; a chain of n adds counts n, a tree its depth.
 """
 
 from dataclasses import dataclass
-from math import gcd, lcm
+from math import lcm
 
 import triton
 import triton.language as tl
@@ -19,58 +19,55 @@ from .elementwise import at, block, boundary, cut, packs, parameter, whole
 from .formulas import linear_backward, linear_dbias, linear_dscale, prelu_dweight, rounded
 
 WARPS = 4
-LANES = 1024  # of `collect`
-WIDEST = 4096  # columns of a tile; 32 elements a thread, for each array and each sum
-NARROWEST = 128  # columns where there are more: 256 contiguous bytes of a half type
+SECTOR = 32  # bytes: rows of columns begin with one
+LINE = 128  # bytes: what a tile's rows have side by side at least
+IDLE = 0.1  # of the rows of tiles: more are not taken together for it
+SHARE = 1 / 128  # of the bytes that arrays move: what partial sums may add, written and read
 PROGRAMS = 1024  # wanted: some for each of a GPU's SMs
-FEWEST = 128  # elements in a sum: written and read, it moves 8 bytes, each of those 6 and more
 GRID_Y = 65535  # what CUDA allows
 PACK = 8  # elements that 16 bytes hold of a half type, and whole quadruples of random words
+COLLECT_WARPS = 8
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Arrays cut into rows of whole periods and whole packs, and into tiles; by shape alone."""
+    """Memory cut into rows of whole periods and whole sectors, and those into tiles."""
 
     width: int  # of a row
     rows: int
-    used: int  # columns of a tile: whole runs and packs
-    columns: int  # what it has room for
+    columns: int  # of a tile
     together: int  # rows of a tile
-    chunk: int  # rows that one program adds up
+    chunk: int  # rows that one program adds up, a tile after another
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return -(-self.width // self.used), -(-self.rows // self.chunk), 1
+        return -(-self.width // self.columns), -(-self.rows // self.chunk), 1
 
 
-def flat(inner: int, itemsize: int) -> int:
-    """Elements of a tile for runs so long, of which it may meet two; 0 for runs too short."""
-    if inner >= block(itemsize):
-        return block(itemsize)
-    return 0 if lcm(inner, PACK) <= WIDEST else 1 << (inner.bit_length() - 1)
+def columns(inner: int, kept: int, elements: int, itemsize: int, sums: float) -> Columns:
+    """Tiles for sums over runs of `inner` elements, of `kept` channels; by shape alone.
+
+    sums: bytes of one element's partial sums, written and read, over the bytes that it moves.
+    """
+    narrow, tile = LINE // itemsize, block(itemsize)
+    width = lcm(inner * kept, max(PACK, SECTOR // itemsize))
+    if width < 8 * narrow:  # else what the last tile lacks is little
+        width = lcm(width, narrow)
+    rows = -(-elements // width)
+    together = tile // narrow
+    while rows < (1 - IDLE) * (-(-rows // together) * together):
+        together //= 2
+    room = tile // together
+    tiles = -(-width // room)
+    left = 1 / inner + (0 if inner == 1 else 1 / room)  # sums for each column
+    chunks = max(1, min(int(rows * SHARE / (sums * left)), PROGRAMS // tiles, GRID_Y))
+    chunk = -(-rows // chunks)
+    return Columns(width, rows, room, together, -(-chunk // together) * together)
 
 
-def columns(inner: int, kept: int, size: int, itemsize: int) -> Columns:
-    """Tiles for shorter runs."""
-    period = inner * kept
-    width = period * (PACK // gcd(period, PACK))
-    step = lcm(inner, PACK)
-    found = []
-    room = min(NARROWEST, triton.next_power_of_2(width))
-    while room <= WIDEST:
-        used = width if width <= room else room // step * step
-        found.append((used >= 0.75 * room, used / room, -room, used))
-        room *= 2
-    if itemsize == 8:  # 16 elements a thread, and sums of them, do not fit its registers
-        found = [tile for tile in found if tile[-1] and -tile[2] <= WIDEST // 4] or found
-    *_, room, used = max(found)
-    rows = -(-size // width)
-    together = max(1, block(itemsize) // -room)
-    tiles = -(-width // used)
-    chunk = max(-(-rows * tiles // PROGRAMS), -(-FEWEST // inner), -(-rows // GRID_Y))
-    chunk = -(-min(chunk, rows) // together) * together
-    return Columns(width, rows, used, -room, together, chunk)
+def collecting(kept: int, flat: bool) -> tuple[int, int]:
+    """(LANES, ENTRIES) of `collect`: neighbours' sums are neighbours where tiles leave many."""
+    return (2048, 1) if flat or kept < 64 else (256, 8)
 
 
 @triton.jit
@@ -260,7 +257,7 @@ def flat_backward(
     gate,
     dx,  # None where not wanted, as all gradients
     dgate,
-    dscale,  # like x, or where a tile's two sums go
+    dscale,  # like x, or where a tile's sums go: two if over runs
     dbias,
     dslope,
     scale: tl.float64,
@@ -289,7 +286,7 @@ def flat_backward(
     BIAS: tl.constexpr,
     SLOPE: tl.constexpr,
     DROPOUT: tl.constexpr,
-    SUMS: tl.constexpr,  # for each of scale, bias and slope: is its gradient a sum
+    SUMS: tl.constexpr,  # for each of scale, bias and slope: a sum over "runs", "all", or None
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     STORED: tl.constexpr,
@@ -324,12 +321,11 @@ def flat_backward(
     gradients = dscale, dbias, dslope
     tile = tl.program_id(0).to(INDEX)
     for k in tl.static_range(3):
-        if gradients[k] is not None and SUMS[k]:
-            if inner is None:
-                tl.store(gradients[k] + tile, sums[2 * k])
-            else:
-                tl.store(gradients[k] + 2 * tile, sums[2 * k])
-                tl.store(gradients[k] + 2 * tile + 1, sums[2 * k + 1])
+        if SUMS[k] == "all":
+            tl.store(gradients[k] + tile, sums[2 * k] + sums[2 * k + 1])
+        elif SUMS[k] == "runs":
+            tl.store(gradients[k] + 2 * tile, sums[2 * k])
+            tl.store(gradients[k] + 2 * tile + 1, sums[2 * k + 1])
 
 
 @triton.jit
@@ -389,7 +385,7 @@ def backward_tile(
     for k in tl.static_range(3):
         here, behind = zero, zero
         if gradients[k] is not None:
-            if SUMS[k]:
+            if SUMS[k] is not None:
                 # Terms of what was not read may be anything.
                 t = tl.where(mask, terms[k], 0.0)
                 if TWO:
@@ -402,29 +398,51 @@ def backward_tile(
     return sums
 
 
-@triton.jit(do_not_specialize=["outer", "kept", "inner", "head", "longest"])
+@triton.jit(
+    do_not_specialize=[
+        "chunks", "tiles", "left", "outer", "kept", "inner", "offset", "end", "longest"
+    ]
+)  # fmt: skip
 def collect(
-    partial,  # (tiles, 2): a tile's sums of the run that it begins in, and of the next
-    out,
-    outer,
+    a,  # (chunks, tiles, left): sums of the run that a tile begins in, and of those behind it
+    b,  # None, or as a; so c
+    c,
+    a_out,
+    b_out,
+    c_out,
+    chunks,
+    tiles,
+    left,
+    outer,  # runs of one entry, in a row
     kept,
-    inner: tl.int64,
-    head,
+    inner,
+    offset,  # tiles begin at positions offset, offset + BLOCK, ...; run r at r·inner
+    end,
     longest,  # how many tiles one run meets at most
+    INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
+    ENTRIES: tl.constexpr,
 ):
     """The sum over all runs of an entry. Each lane adds up every LANES-th tile, then a tree."""
-    entry = tl.program_id(0)
-    lanes = tl.zeros([LANES], partial.dtype.element_ty)
-    for start in range(0, outer * longest, LANES):
-        t = start + tl.arange(0, LANES)
-        begin = ((t // longest).to(tl.int64) * kept + entry) * inner
-        tile = (begin + head) // BLOCK + t % longest
-        first = tl.maximum(tile * BLOCK - head, 0)
-        mask = (t < outer * longest) & (first < begin + inner)
-        lanes += tl.load(partial + 2 * tile + (first < begin).to(tl.int64), mask=mask, other=0.0)
-    tl.store(out + entry, rounded(tl.sum(lanes, 0), out.dtype.element_ty))
+    entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)[None, :]
+    lane = tl.arange(0, LANES)[:, None]
+    partials, outs = (a, b, c), (a_out, b_out, c_out)
+    for k in tl.static_range(3):
+        if partials[k] is not None:
+            sums = tl.zeros([LANES, ENTRIES], partials[k].dtype.element_ty)
+            for start in range(0, chunks * outer * longest, LANES):
+                t = start + lane
+                run = (t // longest % outer).to(INDEX) * kept + entry
+                begin = run * inner
+                tile = tl.maximum(begin - offset, 0) // BLOCK + t % longest
+                first = tl.maximum(tile * BLOCK + offset, 0)
+                chunk = t // (longest * outer)
+                mask = (chunk < chunks) & (begin < end) & (first < tl.minimum(begin + inner, end))
+                place = (chunk * tiles + tile).to(tl.int64) * left + run - first // inner
+                sums += tl.load(partials[k] + place, mask=mask & (entry < kept), other=0.0)
+            total = rounded(tl.sum(sums, 0)[None, :], outs[k].dtype.element_ty)
+            tl.store(outs[k] + entry, total, mask=entry < kept)
 
 
 @triton.jit
@@ -456,8 +474,8 @@ def segments(flag_a, a, flag_b, b):
 
 @triton.jit(
     do_not_specialize=[
-        "seed", "offset", "last", "size", "rows", "width", "used", "chunk", "inner",
-        "s_inner", "s_count", "b_inner", "b_count", "l_inner", "l_count",
+        "seed", "offset", "last", "head", "size", "rows", "width", "chunk", "begun", "inner",
+        "left", "s_inner", "s_count", "b_inner", "b_count", "l_inner", "l_count",
     ]
 )  # fmt: skip
 def columns_backward(
@@ -466,7 +484,7 @@ def columns_backward(
     gate,
     dx,
     dgate,
-    dscale,  # like x, or (chunks, width // inner), as dbias and dslope
+    dscale,  # like x, or where a program's sums go: (programs,), or (programs, left) over runs
     dbias,
     dslope,
     scale: tl.float64,
@@ -479,12 +497,14 @@ def columns_backward(
     offset: tl.uint64,
     last: tl.uint32,
     kept: tl.float64,
+    head,  # columns of the first row that come before the arrays
     size,
-    rows,  # the last may end early
+    rows,
     width,  # columns: whole periods of parameters, whole packs
-    used,  # columns of a tile: whole runs, whole packs
     chunk,  # rows a program adds up
+    begun,  # position of the first column, in some period
     inner,
+    left,  # runs that a tile meets at most
     s_inner,
     s_count,
     b_inner,
@@ -509,73 +529,88 @@ def columns_backward(
     ALIGNED: tl.constexpr,
 ):
     """Sums: chunk / ROWS rows one after another, a tree over ROWS, and one over a run's columns."""
+    start = tl.program_id(0).to(INDEX) * COLUMNS
     lane = tl.arange(0, COLUMNS)[None, :]
-    column = tl.program_id(0) * used + lane
-    # `used` and `width` are multiples of PACK, so that a pack is masked as a whole.
-    limit = tl.multiple_of(tl.minimum(tl.program_id(0) * used + used, width), PACK)
+    column = start + lane
+    limit = tl.multiple_of(tl.minimum(start + COLUMNS, width), PACK)
     inside = tl.multiple_of(column, [1, PACK]) < limit
     # As large as a tile of rows: a row alone would lie in other threads than what it is used with.
-    place = tl.where(inside, column, 0) + tl.zeros([ROWS, 1], tl.int32)
+    position = begun + tl.where(inside, column, 0) + tl.zeros([ROWS, 1], tl.int32)
     s, b, w = None, None, None
     if SCALE is not None:
-        s = column_parameter(scale, s_array, SCALE, s_inner, s_count, place, DTYPE)
+        s = column_parameter(scale, s_array, SCALE, s_inner, s_count, position, DTYPE)
     if BIAS is not None:
-        b = column_parameter(bias, b_array, BIAS, b_inner, b_count, place, DTYPE)
+        b = column_parameter(bias, b_array, BIAS, b_inner, b_count, position, DTYPE)
     if SLOPE is not None:
-        w = column_parameter(slope, l_array, SLOPE, l_inner, l_count, place, DTYPE)
+        w = column_parameter(slope, l_array, SLOPE, l_inner, l_count, position, DTYPE)
     sums = (
         tl.zeros([ROWS, COLUMNS], DTYPE),
         tl.zeros([ROWS, COLUMNS], DTYPE),
         tl.zeros([ROWS, COLUMNS], DTYPE),
     )
-    complete = size // width
+    # Places in memory count from the first row's first column. Those of whole packs:
+    front = tl.multiple_of(tl.where(head > 0, PACK, 0), PACK)
+    tail = tl.multiple_of((size + head) // PACK * PACK, PACK)
     begin = tl.program_id(1) * chunk
     end = tl.minimum(begin + chunk, rows)
-    for start in range(begin, end, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None]
-        i = row.to(INDEX) * width + column
-        mask = inside & (row < end)
-        drop = None
-        if DROPOUT is not None:
-            begun = row.to(INDEX) * width + tl.program_id(0) * used
-            drop = drops(begun, seed, offset, last, DROPOUT, COLUMNS, COLUMNS)
-        if start + ROWS <= complete:
+    for first in range(begin, end, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        place = row.to(INDEX) * width + start
+        i = tl.multiple_of(place + lane, [1, PACK])
+        mask = inside & (row < end) & (i >= front) & (i < tail)
+        sums = rows_backward(
+            dy, x, gate, dx, dgate, dscale, dbias, dslope, place - head, mask, s, b, w, sums,
+            s_array, s_inner, s_count, b_array, b_inner, b_count, l_array, l_inner, l_count,
+            seed, offset, last, kept, FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, DROPOUT, SUMS,
+            DTYPE, STORED, COLUMNS, ALIGNED,
+        )  # fmt: skip
+    for edge in range(2):  # the packs that the arrays' beginning and end cut
+        pack = edge * tail.to(INDEX)
+        first = (pack // width).to(tl.int32)
+        at_column = pack - first.to(INDEX) * width
+        cut = tl.where(edge == 0, head > 0, (tail >= front) & (tail < size + head))
+        if cut & (first >= begin) & (first < end) & (at_column // COLUMNS == tl.program_id(0)):
+            place = (first + tl.arange(0, ROWS)[:, None]).to(INDEX) * width + start
+            i = place + lane
+            mask = (i >= tl.maximum(pack, head)) & (i < tl.minimum(pack + PACK, size + head))
             sums = rows_backward(
-                dy, x, gate, dx, dgate, dscale, dbias, dslope, i, mask, s, b, w, sums,
+                dy, x, gate, dx, dgate, dscale, dbias, dslope, place - head, mask, s, b, w, sums,
                 s_array, s_inner, s_count, b_array, b_inner, b_count, l_array, l_inner, l_count,
-                drop, kept, FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, SUMS, DTYPE, STORED,
-                ALIGNED,
-            )  # fmt: skip
-        else:  # with the end of a row that ends early, inside of a pack
-            sums = rows_backward(
-                dy, x, gate, dx, dgate, dscale, dbias, dslope, i, mask & (i < size), s, b, w, sums,
-                s_array, s_inner, s_count, b_array, b_inner, b_count, l_array, l_inner, l_count,
-                drop, kept, FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, SUMS, DTYPE, STORED,
-                ALIGNED,
+                seed, offset, last, kept, FORWARD, BACKWARD, READS, SCALE, BIAS, SLOPE, DROPOUT,
+                SUMS, DTYPE, STORED, COLUMNS, ALIGNED,
             )  # fmt: skip
     gradients = dscale, dbias, dslope
+    program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     for k in tl.static_range(3):
-        if gradients[k] is not None and SUMS[k]:
+        if SUMS[k] == "all":
+            tl.store(gradients[k] + program, tl.sum(tl.sum(sums[k], 1), 0))
+        elif SUMS[k] == "runs":
             total = tl.sum(sums[k], 0)[None, :]
-            to = gradients[k] + tl.program_id(1).to(tl.int64) * (width // inner)
+            to = gradients[k] + program * left
+            position = column + begun
+            ends = inside
             if RUNS:
-                new = (column % inner == 0).to(tl.int32)
+                new = (position % inner == 0).to(tl.int32)
                 _, total = tl.associative_scan((new, total), 1, segments)
-                whole = inside & ((column + 1) % inner == 0)
-                tl.store(to + column // inner, total, mask=whole)
-            else:
-                tl.store(to + column, total, mask=inside)
+                ends = inside & (((position + 1) % inner == 0) | (column + 1 == limit))
+            tl.store(to + position // inner - (start + begun) // inner, total, mask=ends)
 
 
 @triton.jit
 def rows_backward(
-    dy, x, gate, dx, dgate, dscale, dbias, dslope, i, mask, s, b, w, sums,
-    s_array, s_inner, s_count, b_array, b_inner, b_count, l_array, l_inner, l_count, drop, kept,
+    dy, x, gate, dx, dgate, dscale, dbias, dslope, first, mask, s, b, w, sums,
+    s_array, s_inner, s_count, b_array, b_inner, b_count, l_array, l_inner, l_count,
+    seed, offset, last, kept,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, READS: tl.constexpr,
-    SCALE: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr,
-    SUMS: tl.constexpr, DTYPE: tl.constexpr, STORED: tl.constexpr, ALIGNED: tl.constexpr,
+    SCALE: tl.constexpr, BIAS: tl.constexpr, SLOPE: tl.constexpr, DROPOUT: tl.constexpr,
+    SUMS: tl.constexpr, DTYPE: tl.constexpr, STORED: tl.constexpr,
+    COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Some rows of a tile's columns; their terms are added to sums."""
+    """A tile whose rows begin at offsets `first`; its terms are added to sums."""
+    i = first + tl.arange(0, COLUMNS)[None, :]
+    drop = None
+    if DROPOUT is not None:
+        drop = drops(first, seed, offset, last, DROPOUT, COLUMNS, COLUMNS)
     v = tl.load(at(x, i, ALIGNED), mask=mask, other=0.0).to(DTYPE)
     e = tl.load(at(dy, i, ALIGNED), mask=mask, other=0.0).to(DTYPE)
     g = None if gate is None else tl.load(at(gate, i, ALIGNED), mask=mask, other=0.0).to(DTYPE)
@@ -594,7 +629,7 @@ def rows_backward(
     for k in tl.static_range(3):
         if gradients[k] is None:
             added = added + (sums[k],)
-        elif SUMS[k]:
+        elif SUMS[k] is not None:
             added = added + (sums[k] + tl.where(mask, terms[k], 0.0),)
         else:
             stored(gradients[k], i, terms[k], mask, ALIGNED)
