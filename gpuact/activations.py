@@ -367,19 +367,8 @@ def fused(
     >>> gpuact.fused(np.array([-1.0, 2.0]), "relu", scale=2.0, bias=1.0, residual=np.ones(2))
     array([1., 6.])
     """
-    result: A = calls.fused(
-        activation,
-        dropout,
-        channel_axis,
-        x=x,
-        scale=scale,
-        bias=bias,
-        weight=weight,
-        negative_slope=negative_slope,
-        gate=gate,
-        residual=residual,
-        out=out,
-    )
+    operands = (x, scale, bias, weight, negative_slope, gate, residual)
+    result: A = calls.fused(activation, dropout, channel_axis, out, *operands)
     return result
 
 
@@ -411,19 +400,8 @@ def fused_backward(
     >>> gradients["x"], gradients["scale"]
     (array([ 0., 40.]), array(40.))
     """
-    result: dict[str, A] = calls.fused_backward(
-        activation,
-        dropout,
-        channel_axis,
-        x=x,
-        scale=scale,
-        bias=bias,
-        weight=weight,
-        negative_slope=negative_slope,
-        gate=gate,
-        residual=residual,
-        dy=dy,
-    )
+    operands = (x, scale, bias, weight, negative_slope, gate, residual)
+    result: dict[str, A] = calls.fused_backward(activation, dropout, channel_axis, dy, *operands)
     return result
 
 

@@ -7,7 +7,7 @@ Here, too, PyTorch's autograd is entered: a call on tensors that require a gradi
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from functools import cache
 from numbers import Real
 from types import ModuleType
@@ -19,7 +19,7 @@ from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
-from .libraries import FLOATING, Library
+from .libraries import FLOATING, Library, library_of
 from .operations import Loss, Reduction
 
 Array = Any
@@ -100,29 +100,64 @@ def _pick(kernel: Pass, params: Parameters) -> list[Any]:
     return [params[name] for name in kernel.parameters]
 
 
+def _whole(channel_axis: Any) -> None:
+    if type(channel_axis) is not int:
+        arguments.whole("channel_axis", channel_axis)
+
+
 def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
-    function = FUNCTIONS[name]
     entry: Hashable = name
     if channel_axis is not ...:
-        entry = name, arguments.whole("channel_axis", channel_axis)
+        _whole(channel_axis)
+        entry = name, channel_axis
     given = (x, *params.values())
+    if out is not None:
+        return _activation_into(entry, FUNCTIONS[name], given, params, channel_axis, out)
     route = routes.find(entry, given)
-    if route is not None:
-        call, ready = route.call, route.operands(given)
-    else:
+    if route is None:
+        function = FUNCTIONS[name]
         call, *ready = _looked_at(
             function, function.forward, x, params, channel_axis, function.integers
         )
-        routes.learn(entry, given, call, ready)
-    if out is not None:
-        if route is not None and route.takes(out, ready):
-            return operations.into(call, function.forward, ready[:1], ready[1:], out)
-        _check_out(call, out, ready[0], *ready)
-    elif call.library.tracks and _tracked(call, *ready):
-        return _autograd().activation(function, call, *ready)
-    return operations.elementwise(call, function.forward, ready[:1], ready[1:], out)
+        routes.learn(entry, given, call, ready, _elementwise(function.forward))
+        if _tracked(call, *ready):
+            return _autograd().activation(function, call, None, *ready)
+        return operations.elementwise(call, function.forward, ready[:1], ready[1:])
+    if route.recorded():
+        return _autograd().activation(FUNCTIONS[name], route.call, route, *route.operands(given))
+    return route.run(given)
+
+
+def _elementwise(kernel: Pass) -> Callable[[Call, Sequence[Any]], routes.Launch]:
+    """What prepares a launch of this pass, when its operands are known."""
+    return lambda call, operands: operations.prepare(call, kernel, operands)
+
+
+def _activation_into(
+    entry: Hashable,
+    function: Function,
+    given: tuple[Any, ...],
+    params: Parameters,
+    channel_axis: Any,
+    out: Any,
+) -> Any:
+    entry = "into", entry
+    route = routes.find(entry, (*given, out))
+    if route is not None and not route.recorded() and route.run_into(given, out):
+        return out
+    kernel = function.forward
+    call, *ready = _looked_at(function, kernel, given[0], params, channel_axis, function.integers)
+    _check_out(call, out, ready[0], *ready)
+    result = operations.elementwise(call, kernel, ready[:1], ready[1:], out)
+    if all(isinstance(p, float) for p in ready[1:]) and call.library.direct(out, ready[0]):
+
+        def prepare(call: Call, operands: Sequence[Any]) -> routes.Launch:
+            return operations.prepare(call, kernel, operands[:-1], operands[-1])
+
+        routes.learn(entry, (*given, out), call, (*ready, out), prepare)
+    return result
 
 
 def _looked_at(
@@ -166,25 +201,27 @@ def activation_backward(
     **params: Any,
 ) -> tuple[Any, ...]:
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
-    function = FUNCTIONS[name]
     ((what, kept),) = stored.items()
     if channel_axis is not ...:
-        arguments.whole("channel_axis", channel_axis)
+        _whole(channel_axis)
     entry, given = (name, "backward", channel_axis), (dy, kept, *params.values())
     route = routes.find(entry, given)
-    if route is not None:
-        call, ready = route.call, route.operands(given)
-    else:
+    function = FUNCTIONS[name]
+    if route is None:
         dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
         checked = _given(function, params)
         call = _resolve({what: kept, "dy": dy}, checked)
         integers = "refused" if function.integers == "refused" else "float32"
         kept = arguments.activation_input(what, call.library, kept, integers)
         dy = arguments.gradient("dy", call.library, dy, what, kept)
-        values = _parameters(call.library, kept, checked, channel_axis)
-        ready = [dy, kept, *values.values()]
-        routes.learn(entry, given, call, ready)
+        ready = [dy, kept, *_parameters(call.library, kept, checked, channel_axis).values()]
+        prepare = _nothing if function.sums else _elementwise(function.backward)
+        routes.learn(entry, given, call, ready, prepare)
         params = checked
+    elif route.launch is not None and not route.recorded():
+        return (route.run(given),)
+    else:
+        call, ready = route.call, [*route.operands(given)]
 
     if not function.sums and not _tracked(call, *ready):
         return (operations.elementwise(call, function.backward, ready[:2], ready[2:]),)
@@ -197,6 +234,33 @@ def activation_backward(
     dx, *sums = underived(call, f"{name}_backward", work, *ready)
     shapes = [getattr(params[k], "shape", ()) for k in function.sums]
     return (dx, *[total.reshape(shape) for total, shape in zip(sums, shapes, strict=True)])
+
+
+def _nothing(call: Call, operands: Sequence[Any]) -> None:
+    """Instead of what would prepare a launch, where it takes more than one."""
+
+
+def gradient(
+    function: Function, backend: str, dy: Array, kept: Array, params: tuple[float, ...]
+) -> Array:
+    """dx for autograd, on the backend that ran forward."""
+    kernel = function.backward
+    entry, given = (function.name, "gradient", backend), (dy, kept, *params)
+    route = routes.find(entry, given)
+    if route is None:
+        library = library_of(dy)
+        assert library is not None  # a tensor always has one
+        call = Call(library, dy, backend)
+        routes.learn(entry, given, call, given, _elementwise(kernel))
+    elif not route.recorded():
+        return route.run(given)
+    else:
+        call = route.call
+
+    def work(dy: Array, kept: Array) -> Array:
+        return operations.elementwise(call, kernel, (dy, kept), params)
+
+    return underived(call, f"{function.name}_backward", work, dy, kept)
 
 
 # What fused calls a parameter that is learned
@@ -225,29 +289,28 @@ def backward(
 # -- fused ----------------------------------------------------------------------------------------
 
 
-def _fused_call(
-    activation: Any, dropout: Any, channel_axis: Any, given: Mapping[str, Any]
-) -> tuple[Call, Fusion, dict[str, Any]]:
-    """The arguments of `fused` or its backward (with `dy`), as kernels take them."""
-    if dropout is not None and type(dropout) is not Dropout:
+# The operands of `fused` in the order in which they come here, and of its backward dy behind them
+FUSED = ("x", "scale", "bias", "weight", "negative_slope", "gate", "residual")
+
+
+def _fused_entry(activation: Any, dropout: Any, channel_axis: Any) -> tuple[Hashable, bool]:
+    """What tells calls of `fused` apart beside the operands, and whether elements are dropped.
+
+    Not which: every call has another offset.
+    """
+    _whole(channel_axis)
+    if dropout is None:
+        return (activation, channel_axis, False), False
+    if type(dropout) is not Dropout:
         raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
-    arguments.whole("channel_axis", channel_axis)
-    # not which elements are dropped: every call has another offset
-    entry = ("fused", activation, channel_axis, *given)
-    route = routes.find(entry, values := tuple(given.values()))
-    if route is not None:
-        call, ready = route.call, dict(zip(given, route.operands(values), strict=True))
-    else:
-        call, ready = _fused_looked_at(activation, channel_axis, given)
-        routes.learn(entry, values, call, tuple(ready.values()))
-    drops = dropout is not None and dropout.last >= 0
-    return call, Fusion(activation, dropout if drops else None), ready
+    drops = dropout.drops
+    return (activation, channel_axis, drops), drops
 
 
 def _fused_looked_at(
     activation: Any, channel_axis: Any, given: Mapping[str, Any]
-) -> tuple[Call, dict[str, Any]]:
-    """The long way."""
+) -> tuple[Call, tuple[Any, ...]]:
+    """The long way: the call, and the operands in their order."""
     elementwise = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
     if activation not in elementwise:
         raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(elementwise)}")
@@ -277,21 +340,38 @@ def _fused_looked_at(
         ready[name] = arguments.floating(name, call.library, a)
         if tuple(a.shape) != tuple(x.shape):
             raise ValueError(f"{name}: shape {tuple(a.shape)} came, x has {tuple(x.shape)}")
-    return call, ready
+    return call, tuple(ready.values())
 
 
-def _fused_params(fusion: Fusion, ready: Parameters) -> tuple[Any, Any, Any]:
-    """scale, bias and slope."""
-    slope = ready["weight"]
-    if slope is None and fusion.slope:
-        slope = ready["negative_slope"]
-    return ready["scale"], ready["bias"], slope
+def _slope(activation: str) -> int:
+    """Which of FUSED is the formula's slope; the weight, if there is none, for it is None then."""
+    number = "negative_slope" in FUNCTIONS[activation].forward.parameters
+    return FUSED.index("negative_slope" if number else "weight")
 
 
-def fused(activation: Any, dropout: Any, channel_axis: Any, out: Any, **given: Any) -> Any:
-    call, fusion, ready = _fused_call(activation, dropout, channel_axis, given)
-    params = _fused_params(fusion, ready)
-    x, gate, residual = ready["x"], ready["gate"], ready["residual"]
+def fused(activation: Any, dropout: Any, channel_axis: Any, out: Any, *given: Any) -> Any:
+    """given: FUSED."""
+    entry, drops = _fused_entry(activation, dropout, channel_axis)
+    if not drops:
+        dropout = None
+    route = None if out is not None else routes.find(("fused", entry), given)
+    if route is not None and not route.recorded():
+        return route.run(given, dropout)
+    if route is not None:
+        call, ready = route.call, route.operands(given)
+    else:
+        call, ready = _fused_looked_at(
+            activation, channel_axis, dict(zip(FUSED, given, strict=True))
+        )
+    fusion, slope = Fusion(activation, dropout), _slope(activation)
+    if route is None and out is None:
+
+        def prepare(call: Call, operands: Sequence[Any]) -> routes.Launch:
+            return operations.prepare_fused(call, fusion, operands, slope)
+
+        routes.learn(("fused", entry), given, call, ready, prepare)
+    x, scale, bias, *_, gate, residual = ready
+    params = (scale, bias, ready[slope])
     if out is not None:
         _check_out(call, out, x, x, *params, gate, residual)
     elif _tracked(call, x, *params, gate, residual):
@@ -300,13 +380,28 @@ def fused(activation: Any, dropout: Any, channel_axis: Any, out: Any, **given: A
 
 
 def fused_backward(
-    activation: Any, dropout: Any, channel_axis: Any, **given: Any
+    activation: Any, dropout: Any, channel_axis: Any, dy: Any, *given: Any
 ) -> dict[str, Any]:
-    call, fusion, ready = _fused_call(activation, dropout, channel_axis, given)
-    dy, x, gate = ready["dy"], ready["x"], ready["gate"]
+    """given: FUSED."""
+    entry, drops = _fused_entry(activation, dropout, channel_axis)
+    route = routes.find(("fused_backward", entry), (*given, dy))
+    if route is not None:
+        call, ready = route.call, route.operands((*given, dy))
+    else:
+        named = dict(zip((*FUSED, "dy"), (*given, dy), strict=True))
+        call, ready = _fused_looked_at(activation, channel_axis, named)
+        routes.learn(("fused_backward", entry), (*given, dy), call, ready, _nothing)
+    *ready, dy = ready
+    fusion = Fusion(activation, dropout if drops else None)
+    x, scale, bias, *_, gate, residual = ready
+    slope = ready[_slope(activation)]
     # by the caller's name and by the kernels'
-    asked = {name: slot for name, slot in _FUSED_NAMES.items() if ready[name] is not None}
-    asked = {"x": "x", **asked, **({} if gate is None else {"gate": "gate"})}
+    asked = {"x": "x"}
+    for name, slot in _FUSED_NAMES.items():
+        if ready[FUSED.index(name)] is not None:
+            asked[name] = slot
+    if gate is not None:
+        asked["gate"] = "gate"
 
     def work(dy: Array, x: Array, scale: Any, bias: Any, slope: Any, gate: Any) -> Any:
         found = operations.fused_backward(
@@ -314,14 +409,13 @@ def fused_backward(
         )
         return tuple([found[slot] for slot in asked.values()])
 
-    inputs = (dy, x, *_fused_params(fusion, ready), gate)
-    gradients = underived(call, "fused_backward", work, *inputs)
+    gradients = underived(call, "fused_backward", work, dy, x, scale, bias, slope, gate)
     found = dict(zip(asked, gradients, strict=True))
     for name in _FUSED_NAMES:
         if name in found:
-            found[name] = found[name].reshape(np.shape(given[name]))
-    if ready["residual"] is not None:
-        found["residual"] = call.library.astype(dy, call.library.dtype(ready["residual"]))
+            found[name] = found[name].reshape(np.shape(given[FUSED.index(name)]))
+    if residual is not None:
+        found["residual"] = call.library.astype(dy, call.library.dtype(residual))
     return found
 
 

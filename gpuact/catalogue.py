@@ -54,9 +54,11 @@ class Function:
         """
         if self.sign is not None and values[self.sign] > 0:
             return "y"
-        for step in (self.backward, *[self.sums[name] for name in learned]):
-            if len(step.reads) > 1:
-                return step.reads[1]
+        if len(self.backward.reads) > 1:
+            return self.backward.reads[1]
+        for name in learned:
+            if len(self.sums[name].reads) > 1:
+                return self.sums[name].reads[1]
         return None
 
     def __str__(self) -> str:

@@ -119,7 +119,7 @@ class Call:
     library: Library
     like: Any
     backend: str
-    own: bool = False  # arrays are the backend's own, on the current device: see `Library.plain`
+    own: bool = False  # arrays are the backend's own, on the current device: see `Library.own`
 
     @property
     def module(self) -> Any:

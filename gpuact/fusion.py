@@ -9,6 +9,7 @@ counts instead of remembering (Salmon et al., "Parallel random numbers: as easy 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral, Real
 
 from .catalogue import FUNCTIONS, Function, Pass
@@ -33,28 +34,45 @@ class Dropout:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.p, Real):
-            raise TypeError(f"p: {type(self.p).__name__} came, allowed is a number")
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"p: {self.p} came, allowed is a number from 0 to 1")
-        for name in ("seed", "offset"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral):
-                raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int")
-            if not 0 <= value < 2**64:
-                raise ValueError(f"{name}: {value} came, allowed is an int from 0 to 2**64 - 1")
-            object.__setattr__(self, name, int(value))
-        object.__setattr__(self, "p", float(self.p))
+        p, seed, offset = self.p, self.seed, self.offset
+        if type(p) is not float:
+            if not isinstance(p, Real):
+                raise TypeError(f"p: {type(p).__name__} came, allowed is a number")
+            object.__setattr__(self, "p", float(p))
+        if not 0 <= p <= 1:
+            raise ValueError(f"p: {p} came, allowed is a number from 0 to 1")
+        if not (type(seed) is type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64):
+            for name, value in (("seed", seed), ("offset", offset)):
+                if not isinstance(value, Integral):
+                    raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int")
+                if not 0 <= value < 2**64:
+                    raise ValueError(f"{name}: {value} came, allowed is an int from 0 to 2**64 - 1")
+                object.__setattr__(self, name, int(value))
+
+    @property
+    def drops(self) -> bool:
+        """Whether it drops anything: `last` is not −1."""
+        return self.p > 2**-33
 
     @property
     def last(self) -> int:
         """The largest 32-bit word that drops its element; -1 if none does."""
-        return round(self.p * 2**32) - 1
+        return _chance(self.p)[0]
 
     @property
     def scale(self) -> float:
         """What elements that stay are multiplied by; 0 where none stays."""
-        return 1 / (1 - self.p) if self.p < 1 else 0.0
+        return _chance(self.p)[1]
+
+    @property
+    def chance(self) -> tuple[int, float]:
+        """(last, scale), as kernels take them."""
+        return _chance(self.p)
+
+
+@lru_cache(maxsize=64)  # a layer has one p, and another Dropout for each call
+def _chance(p: float) -> tuple[int, float]:
+    return round(p * 2**32) - 1, 1 / (1 - p) if p < 1 else 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -19,6 +19,9 @@ import numpy as np
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 HALF = ("float16", "bfloat16")
 NUMBERS = frozenset((float, int, type(None)))  # types of operands that are no arrays
+
+# Of an array of exactly this type all that a kernel's launch may depend on, but its address
+FACTS: dict[type, Callable[[Any], Hashable]] = {}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -136,21 +139,27 @@ class Library:
 
     def tracked(self, x: Any) -> bool:
         """Whether autograd must record what is done with x."""
+        return self.learns(x) and self.recording()
+
+    def learns(self, x: Any) -> bool:
+        """Whether x requires a gradient."""
         return False
+
+    recording: Callable[[], bool] = staticmethod(lambda: False)  # whether autograd records
 
     # Quick answers, for routes.py
 
     def own(self, x: Any, backend: str) -> bool:
-        """Whether arrays of x's type and dtype, if plain, are the backend's own as they stand."""
+        """Whether arrays with x's facts are the backend's own as they stand: `native` does nothing
+        for them, and `on` neither where their place is the current one."""
         return type(x) is self.xp.ndarray and backend == self.name and bool(x.dtype.isnative)
 
     def place(self, x: Any) -> int:
         """The number of x's device; -1 for the CPU."""
         return -1
 
-    def plain(self, arrays: Sequence[Any], place: int) -> bool:
-        """Whether they all (numbers aside) lie at this place, it is the current one, and `native`
-        and `on` would do nothing for them."""
+    def here(self, place: int) -> bool:
+        """Whether this place is the current one."""
         return True
 
     alike: Callable[[Any], Any] = staticmethod(np.empty_like)  # `empty_like` of x's own dtype
@@ -164,8 +173,19 @@ class Library:
         apart = abs(self.pointer(out) - self.pointer(x))
         return apart == 0 or apart >= x.nbytes
 
+    def apart(self, out: Any, x: Any) -> bool:
+        """`direct`, of arrays with the same facts as some of which it held."""
+        return self.direct(out, x)
+
     def _simple(self, x: Any) -> bool:
         return bool(x.flags.c_contiguous and self.writable(x))
+
+
+def _array_facts(x: Any) -> Hashable:
+    return x.dtype, x.shape
+
+
+FACTS[np.ndarray] = _array_facts
 
 
 class CuPy(Library):
@@ -176,6 +196,7 @@ class CuPy(Library):
 
         self.xp = cupy
         self.alike = lambda x: self._made(x, cupy.empty_like, x)
+        FACTS[cupy.ndarray] = lambda x: (x.dtype, x.shape, x.device.id)
         self._kept: list[Any] = []
 
     def home(self, x: Any) -> str:
@@ -226,10 +247,8 @@ class CuPy(Library):
     def place(self, x: Any) -> int:
         return int(x.device.id)
 
-    def plain(self, arrays: Sequence[Any], place: int) -> bool:
-        if self.xp.cuda.runtime.getDevice() != place:
-            return False
-        return all(type(a) in NUMBERS or a.device.id == place for a in arrays)
+    def here(self, place: int) -> bool:
+        return bool(self.xp.cuda.runtime.getDevice() == place)
 
     def copy(self, destination: Any, source: Any) -> None:
         with destination.device:
@@ -266,9 +285,10 @@ class Torch(Library):
         import torch
 
         self.xp = torch
-        self._strided, self._current_device = torch.strided, torch.cuda.current_device
-        self._devices = torch.cuda.device_count()
-        self.alike = torch.empty_like
+        self._current_device, self._devices = torch.cuda.current_device, torch.cuda.device_count()
+        self.alike, self.recording = torch.empty_like, torch.is_grad_enabled
+        self._wrote = torch.autograd.graph.increment_version
+        FACTS[torch.Tensor] = FACTS[torch.nn.Parameter] = _tensor_facts
 
     def home(self, x: Any) -> str:
         return {"cpu": "PyTorch on the CPU", "cuda": "PyTorch on CUDA"}.get(
@@ -317,33 +337,30 @@ class Torch(Library):
 
     def wrote(self, x: Any) -> None:
         if not x.is_inference():  # which no backward reads, and whose versions nobody counts
-            self.xp.autograd.graph.increment_version(x)
+            self._wrote(x)
 
     def divide(self, a: Any, b: Any) -> Any:
         return a / b
 
-    def tracked(self, x: Any) -> bool:
-        return bool(x.requires_grad and self.xp.is_grad_enabled())
+    def learns(self, x: Any) -> bool:
+        return bool(x.requires_grad)
 
     def _simple(self, x: Any) -> bool:
         return bool(x.is_contiguous() and not self.tracked(x))
 
     def own(self, x: Any, backend: str) -> bool:
-        return type(x) in (self.xp.Tensor, self.xp.nn.Parameter) and backend == "triton"
+        strided = type(x) in FACTS and x.layout is self.xp.strided
+        return bool(strided and backend == "triton" and not x.is_neg())
 
     def place(self, x: Any) -> int:
         return int(x.get_device())
 
-    def plain(self, arrays: Sequence[Any], place: int) -> bool:
-        if self._devices > 1 and place >= 0 and self._current_device() != place:
-            return False
-        strided = self._strided
-        for a in arrays:
-            if type(a) in NUMBERS:
-                continue
-            if a.get_device() != place or a.layout is not strided or a.is_neg():
-                return False
-        return True
+    def here(self, place: int) -> bool:
+        return self._devices < 2 or place < 0 or bool(self._current_device() == place)
+
+    def apart(self, out: Any, x: Any) -> bool:
+        apart = abs(out.data_ptr() - x.data_ptr())
+        return bool(apart == 0 or apart >= x.nbytes)
 
     def native(self, x: Any, backend: str) -> Any:
         x = x.detach().resolve_neg()
@@ -368,6 +385,12 @@ class Torch(Library):
         stack.enter_context(cupy.cuda.Device(x.device.index))
         stack.enter_context(cupy.cuda.Stream.from_external(stream))
         return stack
+
+
+def _tensor_facts(x: Any) -> Hashable:
+    """A sparse tensor, or one that stands for another, raises RuntimeError: it has no address."""
+    lies = x.is_contiguous() or x.stride()
+    return x.dtype, x.shape, lies, x.data_ptr() & 15, x.device, x.is_neg(), x.requires_grad
 
 
 def _cupy_from_torch(x: Any) -> Any:

@@ -16,8 +16,9 @@ from typing import Any, Literal, cast
 from .arguments import compute_dtype
 from .catalogue import Pass
 from .dispatch import Call
-from .fusion import Fusion
+from .fusion import Dropout, Fusion
 from .libraries import overlap, same_memory
+from .routes import Launch
 
 Array = Any
 Reduction = Literal["mean", "sum", "none"]
@@ -57,10 +58,6 @@ def elementwise(
 ) -> Array:
     """One pass over arrays of one shape and dtype, which the result has too."""
     library = call.library
-    if call.own and out is None:
-        result = library.alike(arrays[-1])
-        call.module.elementwise(kernel.formula, arrays, params, result, call.scratch)
-        return result
     dtype = library.dtype(arrays[-1])
 
     def write(result: Array) -> None:
@@ -77,17 +74,21 @@ def elementwise(
     return _deliver(call, out, inputs, lambda: library.empty_like(arrays[-1], dtype), write)
 
 
-def into(
-    call: Call,
-    kernel: Pass,
-    arrays: Sequence[Array],
-    params: Sequence[Array | float],
-    out: Array,
-) -> Array:
-    """`elementwise` into an `out` of which nothing need be asked."""
-    call.module.elementwise(kernel.formula, arrays, params, out, call.scratch)
-    call.library.wrote(out)
-    return out
+def prepare(call: Call, kernel: Pass, operands: Sequence[Any], out: Array | None = None) -> Launch:
+    """`elementwise` for operands like these; into new memory like the last array of them, or into
+    arrays like `out`."""
+    module, formula, arrays = call.module, kernel.formula, len(kernel.reads)
+    like = arrays - 1
+    if quick := getattr(module, "prepare", None):
+        result = call.library.alike(operands[like]) if out is None else out
+        launch = quick(formula, operands[:arrays], operands[arrays:], result)
+        if launch is not None:
+            return Launch(launch, like, as_given=True)
+
+    def start(operands: Sequence[Any], out: Array) -> None:
+        module.elementwise(formula, operands[:arrays], operands[arrays:], out, call.scratch)
+
+    return Launch(start, like)
 
 
 def fused(
@@ -101,10 +102,6 @@ def fused(
 ) -> Array:
     """dropout(act(scale·x + bias))·gate + residual; params are scale, bias and slope."""
     library, native = call.library, call.native
-    if call.own and out is None:
-        result = library.alike(x)
-        call.module.fused(fusion, x, params, gate, residual, result, call.scratch)
-        return result
 
     def write(result: Array) -> None:
         call.module.fused(
@@ -119,6 +116,30 @@ def fused(
 
     inputs = [a for a in (x, *params, gate, residual) if a is not None and not isinstance(a, float)]
     return _deliver(call, out, inputs, lambda: library.empty_like(x, library.dtype(x)), write)
+
+
+def prepare_fused(call: Call, fusion: Fusion, operands: Sequence[Any], slope: int) -> Launch:
+    """`fused` for operands like these, with whichever dropout if there is one here.
+
+    operands: x, scale, bias, ..., gate, residual; slope: which of them that is.
+    """
+    module, activation = call.module, fusion.activation
+    x, scale, bias, *_, gate, residual = operands
+    if quick := getattr(module, "prepare_fused", None):
+        params = (scale, bias, operands[slope])
+        launch = quick(fusion, x, params, gate, residual, call.library.alike(x))
+        if launch is not None:
+
+            def start_quick(o: Sequence[Any], out: Array, dropout: Dropout | None) -> None:
+                launch(o[0], o[1], o[2], o[slope], o[-2], o[-1], out, dropout)
+
+            return Launch(start_quick, 0, as_given=True)
+
+    def start(o: Sequence[Any], out: Array, dropout: Dropout | None) -> None:
+        params, fusion = (o[1], o[2], o[slope]), Fusion(activation, dropout)
+        module.fused(fusion, o[0], params, o[-2], o[-1], out, call.scratch)
+
+    return Launch(start, 0)
 
 
 # What a backward of `fused` may be asked for

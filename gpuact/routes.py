@@ -1,25 +1,36 @@
 """What is known of a kind of call is not asked again.
 
 `calls` looks closely at what comes: whose arrays, which backend, which shapes broadcast, what may
-be wrong. Most calls are of a kind that came before: the same function with operands of the same
-types, dtypes and shapes. For those the answer is kept here, and a kernel is launched some twenty
-microseconds sooner. Nothing is decided here: an answer is kept once a call has gone the long way.
+be wrong; the backend then asks how they lie in memory and which kernel that takes. Most calls are
+of a kind that came before: the same function, operands of the same types and with the same `facts`
+(dtype, shape, all that a launch depends on). For those the answer is kept here, and a kernel is
+launched some thirty microseconds sooner. Nothing is decided here: an answer is kept once a call has
+gone the long way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from . import dispatch
 from .dispatch import Call
-from .libraries import NUMBERS
+from .libraries import FACTS, NUMBERS
 
 Array = Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, ready for operands of one kind: `start(operands, out, *more)`."""
+
+    start: Callable[..., None]
+    like: int  # which operand the result is like
+    as_given: bool = False  # operands need not be in the shapes in which they meet x
+
+
+@dataclass(slots=True)
 class Route:
     """Of calls whose arrays are the backend's own, so that nothing is to be made of them first."""
 
@@ -27,6 +38,12 @@ class Route:
     place: int  # the device, as `Library.place` counts
     ready: tuple[tuple[int, ...] | type | None, ...]  # the shape or type to give each operand
     as_given: bool  # none has another
+    launch: Launch | None
+    learns: bool  # an operand requires a gradient
+
+    def recorded(self) -> bool:
+        """Whether autograd must record the call."""
+        return self.learns and self.call.library.recording()
 
     def operands(self, given: Sequence[Any]) -> Sequence[Any]:
         """Numbers as floats, arrays in the shapes in which they meet x."""
@@ -37,12 +54,22 @@ class Route:
             for a, how in zip(given, self.ready, strict=True)
         ]
 
-    def takes(self, out: Any, ready: Sequence[Any]) -> bool:
-        """Whether nothing need be asked of `out`: one like x, the other operands being numbers."""
-        library = self.call.library
-        if not library.direct(out, ready[0]) or not library.plain((out,), self.place):
+    def run(self, given: Sequence[Any], *more: Any) -> Array:
+        """The call's result in new memory."""
+        launch = self.launch
+        assert launch is not None
+        out = self.call.library.alike(given[launch.like])
+        launch.start(given if launch.as_given else self.operands(given), out, *more)
+        return out
+
+    def run_into(self, given: Sequence[Any], out: Array) -> bool:
+        """The call's result in `out`, if that is no part of the operand that it is like."""
+        launch, library = self.launch, self.call.library
+        if launch is None or not library.apart(out, given[launch.like]):
             return False
-        return all(type(a) in NUMBERS for a in ready[1:])
+        launch.start(given if launch.as_given else self.operands(given), out)
+        library.wrote(out)
+        return True
 
 
 MOST = 4096  # kinds that are kept: shapes may never come to an end
@@ -50,32 +77,35 @@ _routes: dict[Hashable, Route] = {}
 
 
 def _key(entry: Hashable, given: Sequence[Any]) -> Hashable:
-    """What tells one kind of call from another; of a number its type alone, and of an array that
-    comes by itself not the shape, which nothing has to fit."""
-    key: list[Hashable] = [entry, dispatch.chosen.get() or dispatch.ENVIRONMENT]
+    """What tells one kind of call from another: of a number its type alone."""
+    key: list[Any] = [entry, dispatch.chosen.get() or dispatch.ENVIRONMENT]
     for a in given:
         kind = type(a)
-        key.append(kind)  # type: ignore[arg-type]  # a type can be hashed
+        key.append(kind)
         if kind not in NUMBERS:
-            key.append(a.dtype)
-            if len(given) > 1:
-                key.append(a.shape)
+            key.append(FACTS[kind](a))
     return tuple(key)
 
 
 def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
-    """The route of such a call, if one came before. given: all operands; what has no dtype and
-    shape, and is no number either, has no route."""
+    """The route of such a call, if one came before. given: all operands; what is neither a number
+    nor a plain array of a known library has no route."""
     try:
         route = _routes.get(_key(entry, given))
-    except (AttributeError, TypeError):  # a list, say; or what cannot be looked up
+    except (KeyError, TypeError, RuntimeError):  # a list, say; what has no memory; what has no hash
         return None
-    if route is None or not route.call.library.plain(given, route.place):
+    if route is None or (route.place >= 0 and not route.call.library.here(route.place)):
         return None
     return route
 
 
-def learn(entry: Hashable, given: Sequence[Any], call: Call, ready: Sequence[Any]) -> None:
+def learn(
+    entry: Hashable,
+    given: Sequence[Any],
+    call: Call,
+    ready: Sequence[Any],
+    prepare: Callable[[Call, Sequence[Any]], Launch | None],
+) -> None:
     """Remember a call: what was given, and the operands that became of it."""
     library = call.library
     how: list[tuple[int, ...] | type | None] = []
@@ -88,10 +118,17 @@ def learn(entry: Hashable, given: Sequence[Any], call: Call, ready: Sequence[Any
         if not library.own(a, call.backend) or library.dtype(a) != library.dtype(b) or 0 in a.shape:
             return
         how.append(None if a.shape == b.shape else tuple(b.shape))
-    array = next(a for a in given if type(a) not in NUMBERS)
-    like = library.empty((0,), library.dtype(array), array)  # holds no memory of the caller's
+    arrays = [a for a in given if type(a) not in NUMBERS]
+    place = library.place(arrays[0])
+    if not library.here(place):
+        return
+    like = library.empty((0,), library.dtype(arrays[0]), arrays[0])  # no memory of the caller's
+    call = replace(call, like=like, own=True)
+    launch = prepare(call, ready)
+    if launch is not None and float in how:
+        launch = replace(launch, as_given=False)
     if len(_routes) >= MOST:
         _routes.clear()
-    call = replace(call, like=like, own=True)
-    as_given = not any(how)
-    _routes[_key(entry, given)] = Route(call, library.place(array), tuple(how), as_given)
+    learns = any(library.learns(a) for a in arrays)
+    as_given = all(each is None for each in how)
+    _routes[_key(entry, given)] = Route(call, place, tuple(how), as_given, launch, learns)

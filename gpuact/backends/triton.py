@@ -295,16 +295,37 @@ def elementwise(
             return
         _keep(key, plan)
     given: tuple[Any, ...] = (arrays[0], arrays[1] if len(arrays) == 2 else None, out)
-    if params:
-        p, q = (*params, 0.0)[:2]
-        given += _number_and_array(p) + _number_and_array(q)
-    else:
-        given += 0.0, None, 0.0, None
+    for k in range(2):
+        given += _number_and_array(params[k] if k < len(params) else None)
     launch(plan, given + plan.numbers)
 
 
+def prepare(
+    formula: str, arrays: Sequence[Tensor], params: Sequence[float | Tensor], out: Tensor
+) -> Callable[[Sequence[Any], Tensor], None] | None:
+    """`elementwise` of (*arrays, *params) that agree with these in all that a plan depends on;
+    their shapes need not show how they meet x. None if that takes more than one launch."""
+    plan = _elementwise_plan(formula, arrays, params, out)
+    if plan is None:
+        return None
+    count, numbers = len(arrays), plan.numbers
+    if not params:
+        no_params = (0.0, None, 0.0, None, *numbers)
+        if count == 1:
+            return lambda operands, out: launch(plan, (operands[0], None, out, *no_params))
+        return lambda operands, out: launch(plan, (*operands, out, *no_params))
+
+    def start(operands: Sequence[Any], out: Tensor) -> None:
+        b = operands[1] if count == 2 else None
+        p, p_array = _number_and_array(operands[count])
+        q, q_array = _number_and_array(operands[-1]) if len(operands) > count + 1 else (0.0, None)
+        launch(plan, (operands[0], b, out, p, p_array, q, q_array, *numbers))
+
+    return start
+
+
 def _number_and_array(p: Any) -> tuple[float, Tensor | None]:
-    """A parameter as kernels take it."""
+    """A parameter as kernels take it; one that there is not is (0.0, None)."""
     return (p, None) if type(p) is float else (0.0, p)
 
 
@@ -416,6 +437,38 @@ def fused(
     launch(plan, (*arrays, out, *_fused_arguments(dropout, params), *plan.numbers))
 
 
+def prepare_fused(
+    fusion: Fusion,
+    x: Tensor,
+    params: Sequence[float | Tensor | None],
+    gate: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+) -> Callable[..., None] | None:
+    """As `prepare`; starts with (x, scale, bias, slope, gate, residual, out, dropout)."""
+    plan = _fused_plan(fusion, (x, gate, residual), params, out)
+    if plan is None:
+        return None
+    places = [5 + 2 * k for k, p in enumerate(params) if type(p) is float]
+
+    def start(
+        x: Any, scale: Any, bias: Any, slope: Any, gate: Any, residual: Any, out: Any, dropout: Any
+    ) -> None:
+        args = [x, gate, residual, out, 0.0, scale, 0.0, bias, 0.0, slope]
+        for k in places:
+            args[k - 1], args[k] = args[k], None
+        launch(plan, (*args, *_chance(dropout), *plan.numbers))
+
+    return start
+
+
+def _chance(dropout: Dropout | None) -> tuple[Any, ...]:
+    """Dropout as kernels take it."""
+    if dropout is None:
+        return 0, 0, 0, 1.0
+    return dropout.seed, dropout.offset, *dropout.chance
+
+
 def _logical_order(fusion: Fusion, x: Tensor) -> list[int] | None:
     """The order of axes in which a kernel runs: with dropout the logical one, whose place in it
     decides on each element. None if x does not lie so."""
@@ -429,11 +482,9 @@ def _dense(x: Tensor | None, order: list[int], empty: Empty) -> Any:
 
 def _fused_arguments(dropout: Dropout | None, params: Sequence[Any]) -> tuple[Any, ...]:
     """Parameters and dropout as kernels take them."""
-    chance = (0, 0, 0, 1.0)
-    if dropout is not None:
-        chance = (dropout.seed, dropout.offset, dropout.last, dropout.scale)
-    s, b, w = (_number_and_array(0.0 if p is None else p) for p in params)
-    return *s, *b, *w, *chance
+    s, b, w = params
+    numbers = _number_and_array(s) + _number_and_array(b) + _number_and_array(w)
+    return numbers + _chance(dropout)
 
 
 def _fused_plan(

@@ -18,45 +18,45 @@ from ..dispatch import Call
 from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss
+from ..routes import Route
 
 Tensor = torch.Tensor
 
 
-def _remembered(call: Call) -> Call | str:
-    """What backward needs of forward's call: an own one holds none of the caller's tensors."""
-    return call if call.own else call.backend
-
-
-def _call(remembered: Call | str, dy: Tensor) -> Call:
+def _call(backend: str, dy: Tensor) -> Call:
     """Forward's call again, for backward."""
     library = library_of(dy)
     assert library is not None  # a tensor always has one
-    if isinstance(remembered, str):
-        return Call(library, dy, remembered)
-    plain = library.plain((dy,), library.place(dy))
-    return remembered if plain else Call(library, dy, remembered.backend)
+    return Call(library, dy, backend)
 
 
 class _Activation(torch.autograd.Function):
     """An activation that learns nothing: its parameters, if it has any, are numbers."""
 
     @staticmethod
-    def forward(ctx: Any, function: Function, call: Call, x: Tensor, *params: float) -> Tensor:
-        y = operations.elementwise(call, function.forward, (x,), params)
-        keep = function.keep(dict(zip(function.forward.parameters, params, strict=True)))
+    def forward(
+        ctx: Any, function: Function, call: Call, route: Route | None, x: Tensor, *params: float
+    ) -> Tensor:
+        y = _forward(function, call, route, x, params)
+        values = dict(zip(function.forward.parameters, params, strict=True)) if params else {}
+        keep = function.keep(values)
         ctx.save_for_backward(y if keep == "y" else x)
-        ctx.function, ctx.call, ctx.params = function, _remembered(call), params
-        return cast(Tensor, y)
+        ctx.function, ctx.backend, ctx.params = function, call.backend, params
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        function, call, (kept,) = ctx.function, _call(ctx.call, dy), ctx.saved_tensors
+        (kept,) = ctx.saved_tensors
+        dx = calls.gradient(ctx.function, ctx.backend, dy, kept, ctx.params)
+        return (None, None, None, dx, *[None] * len(ctx.params))
 
-        def work(dy: Tensor, kept: Tensor) -> Any:
-            return operations.elementwise(call, function.backward, (dy, kept), ctx.params)
 
-        dx = calls.underived(call, f"{function.name}_backward", work, dy, kept)
-        return (None, None, dx, *[None] * len(ctx.params))
+def _forward(
+    function: Function, call: Call, route: Route | None, x: Tensor, params: Sequence[Any]
+) -> Tensor:
+    if route is not None:
+        return cast(Tensor, route.run((x, *params)))
+    return cast(Tensor, operations.elementwise(call, function.forward, (x,), params))
 
 
 def _either(numbers: Iterable[Any], tensors: Sequence[Tensor | None]) -> list[Any]:
@@ -69,23 +69,28 @@ class _Learned(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, function: Function, call: Call, x: Tensor, *params: Tensor | float
+        ctx: Any,
+        function: Function,
+        call: Call,
+        route: Route | None,
+        x: Tensor,
+        *params: Tensor | float,
     ) -> Tensor:
-        y = operations.elementwise(call, function.forward, (x,), params)
+        y = _forward(function, call, route, x, params)
         names = function.forward.parameters
-        learned = [k for k, need in zip(names, ctx.needs_input_grad[3:], strict=True) if need]
+        learned = [k for k, need in zip(names, ctx.needs_input_grad[4:], strict=True) if need]
         kept = x if function.keep({}, learned) == "x" else None
         ctx.save_for_backward(kept, *[p if isinstance(p, Tensor) else None for p in params])
         ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
-        ctx.function, ctx.call = function, _remembered(call)
-        return cast(Tensor, y)
+        ctx.function, ctx.backend = function, call.backend
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         function: Function = ctx.function
-        call = _call(ctx.call, dy)
+        call = _call(ctx.backend, dy)
         names = function.forward.parameters
-        needed = zip(("x", *names), ctx.needs_input_grad[2:], strict=True)
+        needed = zip(("x", *names), ctx.needs_input_grad[3:], strict=True)
         wanted = {name for name, need in needed if need}
 
         def work(dy: Tensor, x: Tensor | None, *tensors: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,12 +101,15 @@ class _Learned(torch.autograd.Function):
             return tuple([found.get(name) for name in ("x", *names)])
 
         name = f"{function.name}_backward"
-        return (None, None, *calls.underived(call, name, work, dy, *ctx.saved_tensors))
+        return (None, None, None, *calls.underived(call, name, work, dy, *ctx.saved_tensors))
 
 
-def activation(function: Function, call: Call, x: Tensor, *params: Tensor | float) -> Tensor:
+def activation(
+    function: Function, call: Call, route: Route | None, x: Tensor, *params: Tensor | float
+) -> Tensor:
+    """route: of such a call, if there is one."""
     step: Any = _Learned if function.sums else _Activation
-    return cast(Tensor, step.apply(function, call, x, *params))
+    return cast(Tensor, step.apply(function, call, route, x, *params))
 
 
 class _Fused(torch.autograd.Function):
@@ -120,13 +128,13 @@ class _Fused(torch.autograd.Function):
             gate if back or needed["gate"] else None,
         )
         ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
-        ctx.call, ctx.fusion = _remembered(call), fusion
+        ctx.backend, ctx.fusion = call.backend, fusion
         ctx.wanted = {name for name, need in needed.items() if need and name != "residual"}
         return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        call = _call(ctx.call, dy)
+        call = _call(ctx.backend, dy)
 
         def work(dy: Tensor, x: Tensor | None, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
             *tensors, gate = rest
