@@ -18,10 +18,11 @@ import numpy as np
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 HALF = ("float16", "bfloat16")
-NUMBERS = frozenset((float, int, type(None)))  # types of operands that are no arrays
+NUMBERS: frozenset[type] = frozenset((float, int, type(None)))  # types of operands that are no arrays
 
-# Of an array of exactly this type all that a kernel's launch may depend on, but its address
-FACTS: dict[type, Callable[[Any], Hashable]] = {}
+# Of an array of exactly this type all that a kernel's launch may depend on, but its address; of a
+# number its type. No two types have facts in common.
+FACTS: dict[type, Callable[[Any], Hashable]] = dict.fromkeys(NUMBERS, type)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -388,9 +389,11 @@ class Torch(Library):
 
 
 def _tensor_facts(x: Any) -> Hashable:
-    """A sparse tensor, or one that stands for another, raises RuntimeError: it has no address."""
+    """What has no memory has the address 0 (meta), or none, and raises RuntimeError (sparse)."""
     lies = x.is_contiguous() or x.stride()
-    return x.dtype, x.shape, lies, x.data_ptr() & 15, x.device, x.is_neg(), x.requires_grad
+    address = x.data_ptr()
+    phase = address & 15 if address else None
+    return x.dtype, x.shape, lies, phase, x.get_device(), x.is_neg(), x.requires_grad
 
 
 def _cupy_from_torch(x: Any) -> Any:

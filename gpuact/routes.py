@@ -40,6 +40,7 @@ class Route:
     as_given: bool  # none has another
     launch: Launch | None
     learns: bool  # an operand requires a gradient
+    alike: Callable[[Array], Array]  # the library's
 
     def recorded(self) -> bool:
         """Whether autograd must record the call."""
@@ -56,9 +57,8 @@ class Route:
 
     def run(self, given: Sequence[Any], *more: Any) -> Array:
         """The call's result in new memory."""
-        launch = self.launch
-        assert launch is not None
-        out = self.call.library.alike(given[launch.like])
+        launch: Any = self.launch
+        out = self.alike(given[launch.like])
         launch.start(given if launch.as_given else self.operands(given), out, *more)
         return out
 
@@ -78,13 +78,11 @@ _routes: dict[Hashable, Route] = {}
 
 def _key(entry: Hashable, given: Sequence[Any]) -> Hashable:
     """What tells one kind of call from another: of a number its type alone."""
-    key: list[Any] = [entry, dispatch.chosen.get() or dispatch.ENVIRONMENT]
-    for a in given:
-        kind = type(a)
-        key.append(kind)
-        if kind not in NUMBERS:
-            key.append(FACTS[kind](a))
-    return tuple(key)
+    return (
+        entry,
+        dispatch.chosen.get() or dispatch.ENVIRONMENT,
+        *[FACTS[type(a)](a) for a in given],
+    )
 
 
 def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
@@ -131,4 +129,6 @@ def learn(
         _routes.clear()
     learns = any(library.learns(a) for a in arrays)
     as_given = all(each is None for each in how)
-    _routes[_key(entry, given)] = Route(call, place, tuple(how), as_given, launch, learns)
+    _routes[_key(entry, given)] = Route(
+        call, place, tuple(how), as_given, launch, learns, library.alike
+    )

@@ -46,14 +46,15 @@ YARDSTICK = 0.7  # µs
 NOISE = 1.1  # of the best sample, between two runs
 
 
-@pytest.fixture(scope="module")
-def slowness() -> float:
-    return max(1.0, microseconds(yardstick) / YARDSTICK)
-
-
-def held(record_property: Any, what: str, cost: float, limit: float, slowness: float) -> None:
-    row = (what, f"{cost:.1f}", f"{limit:.1f}", f"{slowness:.2f}")
+def held(record_property: Any, what: str, measure: Callable[[], float], limit: float) -> None:
+    """measure: of our cost. What disturbs it only adds to it: of some attempts the best counts."""
     columns = ("our Python before the launch", "µs", "at most", "slowness of this core")
+    for _ in range(5):
+        slowness = max(1.0, microseconds(yardstick) / YARDSTICK)
+        cost = measure()
+        if cost <= limit * slowness * NOISE:
+            break
+    row = (what, f"{cost:.1f}", f"{limit:.1f}", f"{slowness:.2f}")
     record_property("table", ("host cost", columns, row))
     assert cost <= limit * slowness * NOISE, f"{what}: {cost:.2f} µs × {slowness:.2f}"
 
@@ -86,7 +87,7 @@ CALLED = (
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("what", CALLED)
-def test_a_call_without_gradients(on_triton, what, slowness, record_property):
+def test_a_call_without_gradients(on_triton, what, record_property):
     torch = on_triton
     x, y, w = torch.randn(4, 8, 16), torch.empty(4, 8, 16), torch.randn(8)
     bias = torch.randn(16)
@@ -106,8 +107,12 @@ def test_a_call_without_gradients(on_triton, what, slowness, record_property):
         ),
     }
     calls[what]()
-    new = 0.0 if "out" in what.split("=")[0] else microseconds(lambda: torch.empty_like(x))
-    held(record_property, what, microseconds(calls[what]) - new, BEFORE_A_LAUNCH, slowness)
+
+    def measure() -> float:
+        new = 0.0 if "out=y" in what else microseconds(lambda: torch.empty_like(x))
+        return microseconds(calls[what]) - new
+
+    held(record_property, what, measure, BEFORE_A_LAUNCH)
 
 
 def empty_function(torch: Any) -> Any:
@@ -127,17 +132,20 @@ def empty_function(torch: Any) -> Any:
 
 
 @pytest.mark.interpreter
-def test_calls_with_gradients(on_triton, slowness, record_property):
+def test_calls_with_gradients(on_triton, record_property):
     """Forward and backward, two calls, beyond an empty function's."""
     torch = on_triton
     x, dy = torch.randn(4, 8, 16), torch.ones(4, 8, 16)
     leaf = x.clone().requires_grad_()
     empty = empty_function(torch)
     gpuact.relu(leaf).backward(dy)
-    beside = microseconds(lambda: empty.apply(leaf).backward(dy))
-    ours = microseconds(lambda: gpuact.relu(leaf).backward(dy))
+
+    def measure() -> float:
+        beside = microseconds(lambda: empty.apply(leaf).backward(dy))
+        return microseconds(lambda: gpuact.relu(leaf).backward(dy)) - beside
+
     what = "relu forward and backward, beyond an empty autograd function"
-    held(record_property, what, ours - beside, 2 * BEFORE_A_LAUNCH, slowness)
+    held(record_property, what, measure, 2 * BEFORE_A_LAUNCH)
 
 
 @pytest.mark.interpreter
@@ -165,7 +173,7 @@ def test_no_autograd_function_without_gradients(on_triton, monkeypatch):
 ELEMENTWISE_KERNEL = 11.0  # µs: what CuPy's own Python takes for an ElementwiseKernel call
 
 
-def test_a_call_on_cupy(monkeypatch, slowness, record_property):
+def test_a_call_on_cupy(monkeypatch, record_property):
     """No more of ours than an ElementwiseKernel's call; NumPy's arrays stand for CuPy's."""
     pytest.importorskip("cupy")
     backend = harness.make("cupy-ptx", monkeypatch, run=False).backend
@@ -175,6 +183,8 @@ def test_a_call_on_cupy(monkeypatch, slowness, record_property):
     monkeypatch.setattr(routes, "_routes", {})  # those found lead to NumPy
     x = np.zeros((4, 8, 16), np.float32)
     gpuact.relu(x)
-    new = microseconds(lambda: np.empty_like(x))
-    cost = microseconds(lambda: gpuact.relu(x)) - new
-    held(record_property, "relu(x) on CuPy", cost, ELEMENTWISE_KERNEL, slowness)
+
+    def measure() -> float:
+        return microseconds(lambda: gpuact.relu(x)) - microseconds(lambda: np.empty_like(x))
+
+    held(record_property, "relu(x) on CuPy", measure, ELEMENTWISE_KERNEL)

@@ -450,6 +450,7 @@ def prepare_fused(
     if plan is None:
         return None
     places = [5 + 2 * k for k, p in enumerate(params) if type(p) is float]
+    numbers, no_chance = plan.numbers, _chance(None)
 
     def start(
         x: Any, scale: Any, bias: Any, slope: Any, gate: Any, residual: Any, out: Any, dropout: Any
@@ -457,7 +458,7 @@ def prepare_fused(
         args = [x, gate, residual, out, 0.0, scale, 0.0, bias, 0.0, slope]
         for k in places:
             args[k - 1], args[k] = args[k], None
-        launch(plan, (*args, *_chance(dropout), *plan.numbers))
+        launch(plan, (*args, *(_chance(dropout) if dropout else no_chance), *numbers))
 
     return start
 
