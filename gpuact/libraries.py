@@ -18,7 +18,8 @@ import numpy as np
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 HALF = ("float16", "bfloat16")
-NUMBERS: frozenset[type] = frozenset((float, int, type(None)))  # types of operands that are no arrays
+# Types of operands that are no arrays
+NUMBERS: frozenset[type] = frozenset((float, int, type(None)))
 
 # Of an array of exactly this type all that a kernel's launch may depend on, but its address; of a
 # number its type. No two types have facts in common.

@@ -114,16 +114,9 @@ def measured(call: Call, executor: harness.Executor) -> Traffic:
     return traffic
 
 
-SUMS_OF_SHORT_RUNS = [
-    name
-    for name in WORKLOADS
-    if name.startswith(("prelu_backward", "fused_backward")) and name.endswith(("7²", "NHWC"))
-]
-
-
 def selection() -> list[object]:
     """Of each kind of kernel one formula, in every dtype. The others differ in arithmetic, which
-    moves no other bytes: they are slow, and each has one dtype, in turn; two where layouts matter.
+    moves no other bytes: they are slow, and each has one dtype, in turn.
 
     Triton compiles each alignment anew, which takes a second or two: quick is one dtype of its.
     """
@@ -134,9 +127,7 @@ def selection() -> list[object]:
         for backend, some in (("cupy-ptx", ("bfloat16", "float32")), ("triton-ptx", ("bfloat16",)))
         for dtype in DTYPES
         for quick in [name in KINDS and dtype in some]
-        if name in KINDS
-        or (name in SUMS_OF_SHORT_RUNS and dtype in ("bfloat16", "float32"))
-        or dtype == list(DTYPES)[names.index(name) % len(DTYPES)]
+        if name in KINDS or dtype == list(DTYPES)[names.index(name) % len(DTYPES)]
     ]
 
 

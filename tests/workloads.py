@@ -237,6 +237,8 @@ KINDS = {
         "flat", _fused_backward("sigmoid", {}, dropout=True, gate=True)
     ),
     "prelu_backward": Workload("NCHW 56²", _fused_backward("prelu", SLOPES)),
+    "prelu_backward, NCHW 7²": Workload("NCHW 7²", _fused_backward("prelu", SLOPES)),
+    "prelu_backward, NHWC": Workload("NHWC", _fused_backward("prelu", SLOPES)),
     "linear_backward": Workload("flat", _fused_backward("linear", NUMBERS)),
 }
 # Every formula, and every layout of what reads or sums channels.
@@ -256,8 +258,6 @@ OTHERS |= {
 OTHERS |= {
     "fused prelu, NCHW 7²": Workload("NCHW 7²", _fused("prelu", dropout=False)),
     "fused prelu, dropout, NCHW 7²": Workload("NCHW 7²", _fused("prelu", dropout=True)),
-    "prelu_backward, NCHW 7²": Workload("NCHW 7²", _fused_backward("prelu", SLOPES)),
-    "prelu_backward, NHWC": Workload("NHWC", _fused_backward("prelu", SLOPES)),
 }
 OTHERS |= {
     f"fused_backward {activation}, dropout, NCHW 56²": Workload(
