@@ -368,7 +368,7 @@ def fused(
     array([1., 6.])
     """
     operands = (x, scale, bias, weight, negative_slope, gate, residual)
-    result: A = calls.fused(activation, dropout, channel_axis, out, *operands)
+    result: A = calls.fused(activation, dropout, channel_axis, out, operands)
     return result
 
 
@@ -401,7 +401,7 @@ def fused_backward(
     (array([ 0., 40.]), array(40.))
     """
     operands = (x, scale, bias, weight, negative_slope, gate, residual)
-    result: dict[str, A] = calls.fused_backward(activation, dropout, channel_axis, dy, *operands)
+    result: dict[str, A] = calls.fused_backward(activation, dropout, channel_axis, dy, operands)
     return result
 
 

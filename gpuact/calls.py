@@ -349,7 +349,9 @@ def _slope(activation: str) -> int:
     return FUSED.index("negative_slope" if number else "weight")
 
 
-def fused(activation: Any, dropout: Any, channel_axis: Any, out: Any, *given: Any) -> Any:
+def fused(
+    activation: Any, dropout: Any, channel_axis: Any, out: Any, given: tuple[Any, ...]
+) -> Any:
     """given: FUSED."""
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     if not drops:
@@ -380,7 +382,7 @@ def fused(activation: Any, dropout: Any, channel_axis: Any, out: Any, *given: An
 
 
 def fused_backward(
-    activation: Any, dropout: Any, channel_axis: Any, dy: Any, *given: Any
+    activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
 ) -> dict[str, Any]:
     """given: FUSED."""
     entry, drops = _fused_entry(activation, dropout, channel_axis)

@@ -124,16 +124,10 @@ def prepare_fused(call: Call, fusion: Fusion, operands: Sequence[Any], slope: in
     operands: x, scale, bias, ..., gate, residual; slope: which of them that is.
     """
     module, activation = call.module, fusion.activation
-    x, scale, bias, *_, gate, residual = operands
     if quick := getattr(module, "prepare_fused", None):
-        params = (scale, bias, operands[slope])
-        launch = quick(fusion, x, params, gate, residual, call.library.alike(x))
+        launch = quick(fusion, operands, slope, call.library.alike(operands[0]))
         if launch is not None:
-
-            def start_quick(o: Sequence[Any], out: Array, dropout: Dropout | None) -> None:
-                launch(o[0], o[1], o[2], o[slope], o[-2], o[-1], out, dropout)
-
-            return Launch(start_quick, 0, as_given=True)
+            return Launch(launch, 0, as_given=True)
 
     def start(o: Sequence[Any], out: Array, dropout: Dropout | None) -> None:
         params, fusion = (o[1], o[2], o[slope]), Fusion(activation, dropout)

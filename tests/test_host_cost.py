@@ -49,7 +49,7 @@ NOISE = 1.1  # of the best sample, between two runs
 def held(record_property: Any, what: str, measure: Callable[[], float], limit: float) -> None:
     """measure: of our cost. What disturbs it only adds to it: of some attempts the best counts."""
     columns = ("our Python before the launch", "µs", "at most", "slowness of this core")
-    for _ in range(5):
+    for _ in range(20):
         slowness = max(1.0, microseconds(yardstick) / YARDSTICK)
         cost = measure()
         if cost <= limit * slowness * NOISE:

@@ -19,8 +19,7 @@ the kernel for arrays that agree with these in `libraries.FACTS`, or None; new m
 aligned like `out`.
 
     prepare(formula, arrays, params, out)                         → start((*arrays, *params), out)
-    prepare_fused(fusion, x, params, gate, residual, out)
-                                → start(x, scale, bias, slope, gate, residual, out, dropout)
+    prepare_fused(fusion, operands, slope, out)                   → start(operands, out, dropout)
 """
 
 BACKENDS = ("numpy", "cupy", "triton")

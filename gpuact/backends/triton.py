@@ -438,24 +438,20 @@ def fused(
 
 
 def prepare_fused(
-    fusion: Fusion,
-    x: Tensor,
-    params: Sequence[float | Tensor | None],
-    gate: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-) -> Callable[..., None] | None:
-    """As `prepare`; starts with (x, scale, bias, slope, gate, residual, out, dropout)."""
+    fusion: Fusion, operands: Sequence[Any], slope: int, out: Tensor
+) -> Callable[[Sequence[Any], Tensor, Dropout | None], None] | None:
+    """As `prepare`, of operands x, scale, bias, ..., gate, residual; slope: the place of that."""
+    x, gate, residual = operands[0], operands[-2], operands[-1]
+    params = operands[1], operands[2], operands[slope]
     plan = _fused_plan(fusion, (x, gate, residual), params, out)
     if plan is None:
         return None
     places = [5 + 2 * k for k, p in enumerate(params) if type(p) is float]
     numbers, no_chance = plan.numbers, _chance(None)
 
-    def start(
-        x: Any, scale: Any, bias: Any, slope: Any, gate: Any, residual: Any, out: Any, dropout: Any
-    ) -> None:
-        args = [x, gate, residual, out, 0.0, scale, 0.0, bias, 0.0, slope]
+    def start(given: Sequence[Any], out: Tensor, dropout: Dropout | None) -> None:
+        args = [given[0], given[-2], given[-1], out]
+        args += 0.0, given[1], 0.0, given[2], 0.0, given[slope]
         for k in places:
             args[k - 1], args[k] = args[k], None
         launch(plan, (*args, *(_chance(dropout) if dropout else no_chance), *numbers))
