@@ -100,9 +100,10 @@ def _pick(kernel: Pass, params: Parameters) -> list[Any]:
     return [params[name] for name in kernel.parameters]
 
 
-def _whole(channel_axis: Any) -> None:
-    if type(channel_axis) is not int:
-        arguments.whole("channel_axis", channel_axis)
+def _axis(channel_axis: Any) -> int:
+    if type(channel_axis) is int:
+        return channel_axis
+    return arguments.whole("channel_axis", channel_axis)
 
 
 def activation(
@@ -110,7 +111,7 @@ def activation(
 ) -> Any:
     entry: Hashable = name
     if channel_axis is not ...:
-        _whole(channel_axis)
+        channel_axis = _axis(channel_axis)
         entry = name, channel_axis
     given = (x, *params.values())
     if out is not None:
@@ -121,10 +122,11 @@ def activation(
         call, *ready = _looked_at(
             function, function.forward, x, params, channel_axis, function.integers
         )
-        routes.learn(entry, given, call, ready, _elementwise(function.forward))
-        if _tracked(call, *ready):
-            return _autograd().activation(function, call, None, *ready)
-        return operations.elementwise(call, function.forward, ready[:1], ready[1:])
+        route = routes.learn(entry, given, call, ready, _elementwise(function.forward))
+        if route is None:
+            if _tracked(call, *ready):
+                return _autograd().activation(function, call, None, *ready)
+            return operations.elementwise(call, function.forward, ready[:1], ready[1:])
     if route.recorded():
         return _autograd().activation(FUNCTIONS[name], route.call, route, *route.operands(given))
     return route.run(given)
@@ -203,7 +205,7 @@ def activation_backward(
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
     ((what, kept),) = stored.items()
     if channel_axis is not ...:
-        _whole(channel_axis)
+        channel_axis = _axis(channel_axis)
     entry, given = (name, "backward", channel_axis), (dy, kept, *params.values())
     route = routes.find(entry, given)
     function = FUNCTIONS[name]
@@ -216,13 +218,13 @@ def activation_backward(
         dy = arguments.gradient("dy", call.library, dy, what, kept)
         ready = [dy, kept, *_parameters(call.library, kept, checked, channel_axis).values()]
         prepare = _nothing if function.sums else _elementwise(function.backward)
-        routes.learn(entry, given, call, ready, prepare)
+        route = routes.learn(entry, given, call, ready, prepare)
         params = checked
-    elif route.launch is not None and not route.recorded():
-        return (route.run(given),)
     else:
         call, ready = route.call, [*route.operands(given)]
 
+    if route is not None and route.launch is not None and not route.recorded():
+        return (route.run(given),)
     if not function.sums and not _tracked(call, *ready):
         return (operations.elementwise(call, function.backward, ready[:2], ready[2:]),)
 
@@ -251,11 +253,11 @@ def gradient(
         library = library_of(dy)
         assert library is not None  # a tensor always has one
         call = Call(library, dy, backend)
-        routes.learn(entry, given, call, given, _elementwise(kernel))
-    elif not route.recorded():
-        return route.run(given)
+        route = routes.learn(entry, given, call, given, _elementwise(kernel))
     else:
         call = route.call
+    if route is not None and not route.recorded():
+        return route.run(given)
 
     def work(dy: Array, kept: Array) -> Array:
         return operations.elementwise(call, kernel, (dy, kept), params)
@@ -298,7 +300,6 @@ def _fused_entry(activation: Any, dropout: Any, channel_axis: Any) -> tuple[Hash
 
     Not which: every call has another offset.
     """
-    _whole(channel_axis)
     if dropout is None:
         return (activation, channel_axis, False), False
     if type(dropout) is not Dropout:
@@ -353,6 +354,7 @@ def fused(
     activation: Any, dropout: Any, channel_axis: Any, out: Any, given: tuple[Any, ...]
 ) -> Any:
     """given: FUSED."""
+    channel_axis = _axis(channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     if not drops:
         dropout = None
@@ -371,7 +373,9 @@ def fused(
         def prepare(call: Call, operands: Sequence[Any]) -> routes.Launch:
             return operations.prepare_fused(call, fusion, operands, slope)
 
-        routes.learn(("fused", entry), given, call, ready, prepare)
+        route = routes.learn(("fused", entry), given, call, ready, prepare)
+        if route is not None and not route.recorded():
+            return route.run(given, dropout)
     x, scale, bias, *_, gate, residual = ready
     params = (scale, bias, ready[slope])
     if out is not None:
@@ -385,6 +389,7 @@ def fused_backward(
     activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
 ) -> dict[str, Any]:
     """given: FUSED."""
+    channel_axis = _axis(channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     route = routes.find(("fused_backward", entry), (*given, dy))
     if route is not None:

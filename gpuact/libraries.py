@@ -21,8 +21,9 @@ HALF = ("float16", "bfloat16")
 # Types of operands that are no arrays
 NUMBERS: frozenset[type] = frozenset((float, int, type(None)))
 
-# Of an array of exactly this type all that a kernel's launch may depend on, but its address; of a
-# number its type. No two types have facts in common.
+# Of an array of exactly this type all that tells one kind from another; of a number its type. For
+# tensors it is all that a launch depends on but the address; NumPy's and CuPy's backends look at
+# strides themselves, at every call. No two types have facts in common.
 FACTS: dict[type, Callable[[Any], Hashable]] = dict.fromkeys(NUMBERS, type)
 
 
@@ -287,7 +288,8 @@ class Torch(Library):
         import torch
 
         self.xp = torch
-        self._current_device, self._devices = torch.cuda.current_device, torch.cuda.device_count()
+        self._current_device = torch.cuda.current_device
+        self._devices = 0  # not asked yet: what CUDA shows is settled with the first CUDA tensor
         self.alike, self.recording = torch.empty_like, torch.is_grad_enabled
         self._wrote = torch.autograd.graph.increment_version
         FACTS[torch.Tensor] = FACTS[torch.nn.Parameter] = _tensor_facts
@@ -358,7 +360,10 @@ class Torch(Library):
         return int(x.get_device())
 
     def here(self, place: int) -> bool:
-        return self._devices < 2 or place < 0 or bool(self._current_device() == place)
+        if place < 0:
+            return True
+        self._devices = self._devices or self.xp.cuda.device_count()
+        return self._devices == 1 or bool(self._current_device() == place)
 
     def apart(self, out: Any, x: Any) -> bool:
         apart = abs(out.data_ptr() - x.data_ptr())

@@ -67,7 +67,9 @@ class Route:
         launch, library = self.launch, self.call.library
         if launch is None or not library.apart(out, given[launch.like]):
             return False
-        launch.start(given if launch.as_given else self.operands(given), out)
+        if not launch.as_given:
+            given = self.operands((*given, out))[:-1]
+        launch.start(given, out)
         library.wrote(out)
         return True
 
@@ -103,32 +105,33 @@ def learn(
     call: Call,
     ready: Sequence[Any],
     prepare: Callable[[Call, Sequence[Any]], Launch | None],
-) -> None:
+) -> Route | None:
     """Remember a call: what was given, and the operands that became of it."""
     library = call.library
     how: list[tuple[int, ...] | type | None] = []
     for a, b in zip(given, ready, strict=True):
         if type(a) in NUMBERS:
             if type(b) not in NUMBERS:  # taken for a 0-d array
-                return
+                return None
             how.append(float if type(a) is int else None)
             continue
         if not library.own(a, call.backend) or library.dtype(a) != library.dtype(b) or 0 in a.shape:
-            return
+            return None
         how.append(None if a.shape == b.shape else tuple(b.shape))
     arrays = [a for a in given if type(a) not in NUMBERS]
     place = library.place(arrays[0])
     if not library.here(place):
-        return
+        return None
     like = library.empty((0,), library.dtype(arrays[0]), arrays[0])  # no memory of the caller's
     call = replace(call, like=like, own=True)
     launch = prepare(call, ready)
     if launch is not None and float in how:
         launch = replace(launch, as_given=False)
     if len(_routes) >= MOST:
-        _routes.clear()
+        for key in list(_routes)[: -(-MOST // 4)]:  # the oldest
+            _routes.pop(key, None)
     learns = any(library.learns(a) for a in arrays)
     as_given = all(each is None for each in how)
-    _routes[_key(entry, given)] = Route(
-        call, place, tuple(how), as_given, launch, learns, library.alike
-    )
+    route = Route(call, place, tuple(how), as_given, launch, learns, library.alike)
+    _routes[_key(entry, given)] = route
+    return route

@@ -440,6 +440,7 @@ SHORT = {
     "longer than a tile's row": ((3, 4, 999), 1, "float32", 3),
     "as long as a row of memory": ((6, 999), 0, "float32", 1),
     "channels last": ((301, 13), 1, "bfloat16", 5),
+    "many short runs": ((700, 5, 3), 1, "float32", 1),
     "more channels last": ((17, 133), 1, "float32", 2),
     "float64": ((33, 6, 5), 1, "float64", 1),
 }
@@ -455,6 +456,8 @@ def regime(request, executor, monkeypatch):
     settings: dict[str, Any] = {}
     if request.param == "short chunks":
         settings = {"FEWEST_ROWS": 1, "SHARE": 1} if "cupy" in module else {"SHARE": 4.0}
+        if "triton" in module:  # and the second stage goes around several times
+            settings["collecting"] = lambda kept, flat: (8, 2)
     elif request.param == "offsets of 64 bits" and "triton" in module:
         monkeypatch.setattr(executor.backend, "NARROW", 0)
     for name, value in settings.items():
@@ -625,3 +628,30 @@ def test_sums_over_nothing_are_zero(executor):
         None, None, tuple(out.native for out in outs), executor.empty,
     )  # fmt: skip
     assert all((out.numpy() == 0).all() for out in outs)
+
+
+# (elements of a run, channels, elements, bytes of an item)
+TILED = list(itertools.product((1, 3, 49, 784), (1, 3, 256, 2049), (1, 12345, 1 << 24), (2, 4, 8)))
+
+
+@pytest.mark.parametrize("sums", (8 / 6, 24 / 6, 16 / 30), ids=("one", "three", "of much"))
+def test_tiles_of_short_runs(sums):
+    """Whole periods and sectors, all of memory, few idle rows, and few sums where rows are many."""
+    fused = pytest.importorskip("gpuact.kernels.triton.fused")
+    several = 0
+    for inner, kept, elements, itemsize in TILED:
+        cut = fused.columns(inner, kept, elements, itemsize, sums)
+        assert cut.width % (inner * kept) == 0
+        assert cut.width % fused.PACK == cut.width * itemsize % fused.SECTOR == 0
+        assert cut.width * cut.rows >= elements > cut.width * (cut.rows - 1)
+        tiles, chunks, _ = cut.grid
+        assert tiles * cut.columns >= cut.used == min(cut.width, elements)
+        assert chunks * cut.chunk >= cut.rows > (chunks - 1) * cut.chunk
+        assert cut.columns * itemsize >= fused.LINE
+        assert cut.chunk % cut.together == 0
+        idle = -(-cut.rows // cut.together) * cut.together - cut.rows
+        assert idle <= fused.IDLE * (cut.rows + idle)
+        left = chunks * (cut.used / inner + (tiles if inner > 1 else 0))  # sums, of each parameter
+        assert left * sums <= 1.02 * fused.SHARE * cut.used * cut.rows or chunks == 1
+        several += chunks > 1 < cut.together
+    assert several > 20

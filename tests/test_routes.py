@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -75,7 +77,11 @@ def test_numbers_that_differ(lib):
     placed = lib.place(x)
     for slope in (0.5, 2, 0.25, np.float32(0.125), -1.0, True, 0.5):
         got = lib.executor.to_numpy(gpuact.leaky_relu(placed.native, slope))
-        assert (got == np.where(x > 0, x, x * np.float32(slope))).all()
+        want = np.where(x > 0, x, x * np.float32(slope))
+        assert (got == want).all()
+        out = lib.blank(x)
+        assert gpuact.leaky_relu(placed.native, slope, out=out.native) is out.native
+        assert (out.numpy() == want).all()
     for refused in ("0.5", None, [0.5]):
         with pytest.raises(TypeError, match="negative_slope"):
             gpuact.leaky_relu(placed.native, refused)
@@ -86,6 +92,19 @@ def test_numbers_that_differ(lib):
         assert (lib.executor.to_numpy(got) == np.where(x > 0, x, x * slopes)).all()
     with pytest.raises(TypeError, match="channel_axis"):
         gpuact.prelu(placed.native, lib.place(normal(8)).native, channel_axis=-1.0)
+
+
+def test_an_axis_is_what_it_is_now(lib):
+    """It may come in an array, whose value may be another at the next call."""
+    x, weight, axis = normal(8, 8), normal(8), np.array(0)
+    placed, slopes = lib.place(x).native, lib.place(weight).native
+    for k in (0, 1, 0):
+        axis[...] = k
+        want = np.where(x > 0, x, x * (weight if k else weight[:, None]))
+        got = gpuact.prelu(placed, slopes, channel_axis=axis)
+        assert (lib.executor.to_numpy(got) == want).all()
+        got = gpuact.fused(placed, "prelu", weight=slopes, channel_axis=axis)
+        assert (lib.executor.to_numpy(got) == want).all()
 
 
 # (where `out` begins in the memory whose first 48 elements are x, how far apart its elements are)
@@ -155,6 +174,35 @@ def test_tensors_that_are_no_plain_memory(lib, dense):
     for other in others:
         with suppress(RuntimeError):  # what has no address has no facts
             assert FACTS[torch.Tensor](other) != known
+        first, again = (outcome(gpuact.relu, other) for _ in range(2))
+        assert first == again
+        assert (lib.executor.to_numpy(gpuact.relu(dense)) == want).all()
+
+
+def outcome(function: Callable[[Any], Any], x: Any) -> object:
+    """What a call returns, as far as it can be compared, or what it raises."""
+    try:
+        return function(x).detach().tolist()
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return type(error), str(error)
+
+
+@tensors
+def test_no_memory_of_the_callers_is_kept(lib, dense):
+    import torch
+
+    gone = []
+    for _ in range(3):
+        x, y, out, w = (torch.randn_like(dense) for _ in range(4))
+        gpuact.relu(x, out=out)
+        gpuact.prelu(x, w[0])
+        gpuact.fused(x, "tanh", bias=w, residual=y, dropout=DROPOUT)
+        leaf = x.clone().requires_grad_()
+        gpuact.sigmoid(leaf).backward(y)
+        gone += [weakref.ref(t) for t in (x, y, out, w, leaf)]
+        del x, y, out, w, leaf
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * len(gone)
 
 
 @tensors

@@ -658,7 +658,7 @@ def _backward_plan(
         begun, outer = -head % cut.width, cut.width // (inner * kept) + (head > 0)
         numbers = (head, size, cut.rows, cut.width, cut.chunk, begun, inner, left, *numbers)
         begun %= inner * kept
-        end = begun + cut.width
+        end = begun + cut.used
     device = x.get_device()
     tiles, programs = grid[0], prod(grid)
     counts = {None: 0, "all": programs, "runs": programs * left}

@@ -41,6 +41,7 @@ def cut(edge, first, head, size, BLOCK: tl.constexpr, PACK: tl.constexpr):
 
     The mask is empty where there is none, or none in this tile.
     """
+    size = size.to(first.dtype)
     tail = (size + head) // PACK * PACK - head
     start = (edge * (tail + head) - head).to(first.dtype)
     i = start + tl.arange(0, PACK)[None, :]

@@ -5,8 +5,9 @@
 Steps that are None do not exist. Forward runs flat, as elementwise.py describes. So does backward
 where no sum is wanted or a tile meets two runs of one channel at most; shorter runs take columns.
 
-No sum uses atomics, and what is added to what follows from the shape: same bits every time. A sum's
-longest path of roundings is stated at each kernel; a chain of n adds counts n, a tree its depth.
+No sum uses atomics, and what is added to what follows from the call (shapes, dtypes, alignment, and
+which gradients are wanted): the same bits every time. A sum's longest path of roundings is stated
+at each kernel; a chain of n adds counts n, a tree its depth.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .elementwise import at, block, boundary, cut, packs, parameter, whole
 from .formulas import linear_backward, linear_dbias, linear_dscale, prelu_dweight, rounded
 
 WARPS = 4
-SECTOR = 32  # bytes: rows of columns begin with one
+SECTOR = 32  # bytes: rows of columns begin with one, or all 16 bytes behind one's beginning
 LINE = 128  # bytes: what a tile's rows have side by side at least
 IDLE = 0.1  # of the rows of tiles: more are not taken together for it
 SHARE = 1 / 128  # of the bytes that arrays move: what partial sums may add, written and read
@@ -34,6 +35,7 @@ class Columns:
     """Memory cut into rows of whole periods and whole sectors, and those into tiles."""
 
     width: int  # of a row
+    used: int  # of that, where there is one row alone
     rows: int
     columns: int  # of a tile
     together: int  # rows of a tile
@@ -41,11 +43,11 @@ class Columns:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return -(-self.width // self.columns), -(-self.rows // self.chunk), 1
+        return -(-self.used // self.columns), -(-self.rows // self.chunk), 1
 
 
 def columns(inner: int, kept: int, elements: int, itemsize: int, sums: float) -> Columns:
-    """Tiles for sums over runs of `inner` elements, of `kept` channels; by shape alone.
+    """Tiles for sums over runs of `inner` elements, of `kept` channels.
 
     sums: bytes of one element's partial sums, written and read, over the bytes that it moves.
     """
@@ -57,12 +59,12 @@ def columns(inner: int, kept: int, elements: int, itemsize: int, sums: float) ->
     together = tile // narrow
     while rows < (1 - IDLE) * (-(-rows // together) * together):
         together //= 2
-    room = tile // together
-    tiles = -(-width // room)
+    room, used = tile // together, min(width, elements)
+    tiles = -(-used // room)
     left = 1 / inner + (0 if inner == 1 else 1 / room)  # sums for each column
     chunks = max(1, min(int(rows * SHARE / (sums * left)), PROGRAMS // tiles, GRID_Y))
     chunk = -(-rows // chunks)
-    return Columns(width, rows, room, together, -(-chunk // together) * together)
+    return Columns(width, used, rows, room, together, -(-chunk // together) * together)
 
 
 def collecting(kept: int, flat: bool) -> tuple[int, int]:
@@ -549,8 +551,9 @@ def columns_backward(
         tl.zeros([ROWS, COLUMNS], DTYPE),
     )
     # Places in memory count from the first row's first column. Those of whole packs:
+    reach = size.to(INDEX) + head
     front = tl.multiple_of(tl.where(head > 0, PACK, 0), PACK)
-    tail = tl.multiple_of((size + head) // PACK * PACK, PACK)
+    tail = tl.multiple_of(reach // PACK * PACK, PACK)
     begin = tl.program_id(1) * chunk
     end = tl.minimum(begin + chunk, rows)
     for first in range(begin, end, ROWS):
@@ -565,14 +568,14 @@ def columns_backward(
             DTYPE, STORED, COLUMNS, ALIGNED,
         )  # fmt: skip
     for edge in range(2):  # the packs that the arrays' beginning and end cut
-        pack = edge * tail.to(INDEX)
+        pack = edge * tail
         first = (pack // width).to(tl.int32)
         at_column = pack - first.to(INDEX) * width
-        cut = tl.where(edge == 0, head > 0, (tail >= front) & (tail < size + head))
+        cut = tl.where(edge == 0, head > 0, (tail >= front) & (tail < reach))
         if cut & (first >= begin) & (first < end) & (at_column // COLUMNS == tl.program_id(0)):
             place = (first + tl.arange(0, ROWS)[:, None]).to(INDEX) * width + start
             i = place + lane
-            mask = (i >= tl.maximum(pack, head)) & (i < tl.minimum(pack + PACK, size + head))
+            mask = (i >= tl.maximum(pack, head)) & (i < tl.minimum(pack + PACK, reach))
             sums = rows_backward(
                 dy, x, gate, dx, dgate, dscale, dbias, dslope, place - head, mask, s, b, w, sums,
                 s_array, s_inner, s_count, b_array, b_inner, b_count, l_array, l_inner, l_count,
