@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import gpuact
-from gpuact import dispatch
+from gpuact import dispatch, routes
 from gpuact.backends import BACKENDS
 from gpuact.catalogue import FUNCTIONS, Function, Pass
 from gpuact.libraries import library_of
@@ -403,6 +403,14 @@ def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
             work(*args, **options)
 
         monkeypatch.setattr(lib.executor.backend, name, spy)
+    if prepare := getattr(lib.executor.backend, "prepare", None):
+
+        def prepared(formula: str, *args: Any) -> Any:
+            start = prepare(formula, *args)
+            return lambda *given: (ran.append(formula), start(*given))
+
+        monkeypatch.setattr(lib.executor.backend, "prepare", prepared)
+    monkeypatch.setattr(routes, "_routes", {})  # those learned before start what they prepared
     like = lib.place(X).native
     each = {"elementwise": 3, "rows": 2, "loss": 3}
     calls = sum(each[f.kind] for f in FUNCTIONS.values())

@@ -241,6 +241,7 @@ def _kind(
         "two": inner >= block,
         "far": inner * count >= PERIOD,
         "pack": aligned and inner % pack == 0,
+        "pair": aligned and inner >= pack,
         "lanes": aligned and inner == 1 and count % pack == p.data_ptr() % 16 == 0,
         "any": True,
     }

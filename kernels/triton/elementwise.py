@@ -84,9 +84,10 @@ def parameter(
 
     KIND is "number"; "element", an array's only one; "full", an array like x; or entry
     (offset // inner) % count: of "two" at most in a tile (inner is no less than BLOCK), one in a
-    "pack" (inner is a multiple of PACK), neighbours in "lanes" (inner is 1, count a multiple of
-    PACK), or of "any". A division costs ten instructions in 32 bits and is a subroutine in 64: of
-    offsets of 64 bits, only the tile's is reduced by a period, unless that is as "far" itself.
+    "pack" (inner is a multiple of PACK) or a "pair" (inner is no less than PACK), neighbours in
+    "lanes" (inner is 1, count a multiple of PACK), or of "any". A division costs ten instructions
+    in 32 bits and is a subroutine in 64: of offsets of 64 bits, only the tile's is reduced by a
+    period, unless that is as "far" itself.
     """
     if KIND == "number":
         return tl.full((1, 1), p, DTYPE)
@@ -114,6 +115,11 @@ def parameter(
             count = count.to(tl.uint32)
             if KIND == "pack":
                 return tl.load(array + place // inner % count).to(DTYPE)
+            elif KIND == "pair":
+                run = place // inner
+                here = tl.load(array + run % count).to(DTYPE)
+                behind = tl.load(array + (run + 1) % count).to(DTYPE)
+                return tl.where(place - run * inner + lane < inner, here, behind)
             elif KIND == "lanes":
                 return tl.load(at(array, place % count + lane, ALIGNED)).to(DTYPE)
             else:
