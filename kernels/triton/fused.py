@@ -21,7 +21,7 @@ from .formulas import linear_backward, linear_dbias, linear_dscale, prelu_dweigh
 
 WARPS = 4
 SECTOR = 32  # bytes: rows of columns begin with one, or all 16 bytes behind one's beginning
-LINE = 128  # bytes: what a tile's rows have side by side at least
+LINE, LANES = 128, 32  # bytes, and items (a warp's at once), that lie side by side at least
 IDLE = 0.1  # of the rows of tiles: more are not taken together for it
 SHARE = 1 / 128  # of the bytes that arrays move: what partial sums may add, written and read
 PROGRAMS = 1024  # wanted: some for each of a GPU's SMs
@@ -51,7 +51,7 @@ def columns(inner: int, kept: int, elements: int, itemsize: int, sums: float) ->
 
     sums: bytes of one element's partial sums, written and read, over the bytes that it moves.
     """
-    narrow, tile = LINE // itemsize, block(itemsize)
+    narrow, tile = max(LANES, LINE // itemsize), block(itemsize)
     width = lcm(inner * kept, max(PACK, SECTOR // itemsize))
     if width < 8 * narrow:  # else what the last tile lacks is little
         width = lcm(width, narrow)
