@@ -129,7 +129,7 @@ def sigmoid_derivative(x: A, *, out: A | None = None) -> A:
     """f'(x) = z / (1 + z)² with z = e^−|x|: right in the tails, where y (1 − y) is not.
 
     Range (0, 1/4], closed by rounding; 0 at ±inf, NaN at NaN.
-    Error: at most 8 ulp in float32, 4.5 in float64, 0.51 in half types.
+    Error: at most 9 ulp in float32, 4.5 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.sigmoid_derivative(np.array([0.0, np.inf]))
@@ -175,7 +175,7 @@ def tanh_derivative(x: A, *, out: A | None = None) -> A:
     """f'(x) = 4z / (1 + z)² with z = e^−2|x|: right in the tails, where 1 − y² is not.
 
     Range (0, 1], closed by rounding; 0 at ±inf, NaN at NaN.
-    Error: at most 8 ulp in float32, 4.5 in float64, 0.51 in half types.
+    Error: at most 9 ulp in float32, 4.5 in float64, 0.51 in half types.
 
     >>> import gpuact, numpy as np
     >>> gpuact.tanh_derivative(np.array([0.0, np.inf]))
@@ -409,31 +409,70 @@ def fused_backward(
 
 
 def softmax(
-    x: A, axis: int | tuple[int, ...] | None = -1, *, dtype: Any = None, out: A | None = None
+    x: A,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    dtype: Any = None,
+    scale: float = 1.0,
+    mask: Array | None = None,
+    causal: bool = False,
+    all_masked: Literal["nan", "zero"] = "nan",
+    out: A | None = None,
 ) -> A:
-    """s_i = e^x_i / Σ_k e^x_k along `axis`; ∂s_i/∂x_j = s_i (δ_ij − s_j).
+    """s_i = e^z_i / Σ_k e^z_k along `axis`, z = scale·x; ∂s_i/∂x_j = scale·s_i (δ_ij − s_j).
 
     The row's maximum is subtracted first, so nothing overflows. axis: an int, a tuple (one softmax
     over all of them), or None for all. dtype: x is cast to it first, and it is the result's. A row
     all −inf, or with +inf or NaN in it, gives NaN; one finite value beside −inf never does. Range
-    (0, 1), closed by rounding. Source: Boltzmann 1868; Bridle 1990.
+    (0, 1), closed by rounding. Source: Boltzmann 1868; Bridle 1990; of attention scores: Vaswani et
+    al. 2017.
+
+    For attention scores, in the same pass: scale, a number. mask, which broadcasts to x's shape: of
+    bool, where False takes no part, whatever x holds there, NaN too; or of a floating dtype, cast
+    to x's and added: z = scale·x + mask. It is read where it lies, unless its axes beside the row
+    are more than four that no stride joins. causal: column j takes part in row i if j ≤ i, i along
+    the axis before the row's, which must be the last: as is_causal of torch's
+    scaled_dot_product_attention, also where the two differ in length. Mask and causal hold both.
+    all_masked: a row whose z are all −inf, because of a mask or of x, gives NaN, or 0 ("zero").
+    What takes no part is 0, and so is its gradient (NaN in a row of NaN). For backward the result
+    alone is kept. A mask is a constant: one that requires grad raises ValueError.
 
     >>> import gpuact, numpy as np
     >>> gpuact.softmax(np.array([1000.0, 1000.0, -np.inf]))
     array([0.5, 0.5, 0. ])
+    >>> gpuact.softmax(np.zeros((2, 3)), causal=True)
+    array([[1. , 0. , 0. ],
+           [0.5, 0.5, 0. ]])
+    >>> gpuact.softmax(np.zeros((2, 2)), mask=np.array([[True], [False]]), all_masked="zero")
+    array([[0.5, 0.5],
+           [0. , 0. ]])
     """
-    result: A = calls.rows("softmax", x, axis, dtype, out)
+    result: A = calls.rows(
+        "softmax",
+        x,
+        axis,
+        dtype,
+        out,
+        scale=scale,
+        mask=mask,
+        causal=causal,
+        all_masked=all_masked,
+    )
     return result
 
 
-def softmax_backward(dy: Array, y: A, axis: int | tuple[int, ...] | None = -1) -> A:
-    """dx = y (dy − Σ y·dy) along `axis`, from softmax's output y: the Jacobian times dy.
+def softmax_backward(
+    dy: Array, y: A, axis: int | tuple[int, ...] | None = -1, *, scale: float = 1.0
+) -> A:
+    """dx = scale·y (dy − Σ y·dy) along `axis`, from softmax's output y: the Jacobian times dy.
+
+    scale is that of `softmax`. Masks need not be told: what took no part has y = 0, and so dx = 0.
 
     >>> import gpuact, numpy as np
     >>> gpuact.softmax_backward(np.array([1.0, 0.0]), np.array([0.5, 0.5]))
     array([ 0.25, -0.25])
     """
-    result: A = calls.rows_backward("softmax", dy, y, axis)
+    result: A = calls.rows_backward("softmax", dy, y, axis, scale=scale)
     return result
 
 
@@ -493,7 +532,10 @@ def cross_entropy(
     ignore_index: int = ...,
     reduction: Reduction = ...,
     label_smoothing: float = ...,
+    z_loss: float = ...,
+    softcap: float | None = ...,
     axis: int | None = ...,
+    gradient_in_forward: bool = ...,
     return_lse: Literal[False] = ...,
 ) -> A: ...
 
@@ -507,7 +549,10 @@ def cross_entropy(
     ignore_index: int = ...,
     reduction: Reduction = ...,
     label_smoothing: float = ...,
+    z_loss: float = ...,
+    softcap: float | None = ...,
     axis: int | None = ...,
+    gradient_in_forward: bool = ...,
     return_lse: Literal[True],
 ) -> tuple[A, A]: ...
 
@@ -521,7 +566,10 @@ def cross_entropy(
     ignore_index: int = ...,
     reduction: Reduction = ...,
     label_smoothing: float = ...,
+    z_loss: float = ...,
+    softcap: float | None = ...,
     axis: int | None = ...,
+    gradient_in_forward: bool = ...,
     return_lse: bool,
 ) -> A | tuple[A, A]: ...
 
@@ -534,28 +582,41 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
     axis: int | None = None,
     return_lse: bool = False,
+    gradient_in_forward: bool = False,
 ) -> A | tuple[A, A]:
     """loss = −Σ_k w_k Y_k log S_k with S = softmax(logits); dZ = S Σ_k w_k Y_k − w ⊙ Y.
 
-    logits: (…, C), or with the classes along `axis`. target: integer classes of logits' shape
-    without that axis, or probabilities Y of logits' shape (they need not sum to 1). axis: the last
-    by default; where logits have more than two dimensions and the target fits axis 1 as well, it
-    must be given.
+    logits: (…, C), or with the classes along `axis`; (N, C, d1, …) and (…, C) are read where they
+    lie. target: integer classes of logits' shape without that axis, or probabilities Y of logits'
+    shape (they need not sum to 1). axis: the last by default; where logits have more than two
+    dimensions and the target fits axis 1 as well, it must be given.
     weight: (C,), one a class. label_smoothing ε takes (1 − ε) Y + ε/C for Y. Rows whose target is
     `ignore_index` (integers only) give 0 and do not count. reduction: "none" gives a loss a row,
     "sum" their sum, "mean" their sum over the weight of the targets that count (probabilities:
     over the rows); a mean over nothing is NaN with gradient 0. A class whose share w_k Y_k is 0
     adds nothing, whatever its logit.
+    z_loss, a finite number from 0 on, adds z_loss·lse² to the loss of every row that counts, and
+    2 z_loss·lse·S to its dZ; a mean divides as without it. softcap, a finite number above 0, takes
+    cap·tanh(z/cap) for the logits, in lse too (an infinity counts as ±cap then), and multiplies dZ
+    by 1 − tanh²(z/cap).
 
     Returns the loss, or (loss, lse) with `return_lse`, lse = log Σ_k e^z_k of every row, which
     `cross_entropy_backward` reads. Both are float32 for half types, else of logits' dtype. A row
-    that is all −inf, or holds +inf or NaN, gives NaN. A class out of range raises IndexError on
-    NumPy; on a GPU that row's loss and gradient are NaN, nothing is read out of bounds, and the
-    host looks only under GPUACT_CHECK=1. On torch tensors the loss is differentiable by logits and
-    by probabilities, lse by logits.
-    Source: Bridle 1990; label smoothing: Szegedy et al. 2016.
+    that is all −inf, or holds +inf or NaN, gives NaN (under a softcap NaN alone does). A class out
+    of range raises IndexError on NumPy; on a GPU that row's loss and gradient are NaN, nothing is
+    read out of bounds, and the host looks only under GPUACT_CHECK=1. On torch tensors the loss is
+    differentiable by logits and by probabilities, lse by logits; logits, target and lse are kept.
+    gradient_in_forward: on logits that require grad, forward finds the gradient in the pass that
+    finds the loss and keeps that alone; backward multiplies it by the loss's gradient, in place. So
+    there is one backward and no double one (RuntimeError and NotImplementedError say so), and
+    "none", return_lse and probabilities that require grad are refused (ValueError). Where nothing
+    requires grad the option changes nothing.
+    Source: Bridle 1990; label smoothing: Szegedy et al. 2016; z_loss: Chowdhery et al. 2022;
+    softcap: Gemma Team 2024.
 
     >>> import gpuact, numpy as np
     >>> print(gpuact.cross_entropy(np.zeros((2, 4)), np.array([0, 3])).round(6))
@@ -565,10 +626,13 @@ def cross_entropy(
         logits,
         target,
         return_lse,
+        gradient_in_forward,
         weight=weight,
         ignore_index=ignore_index,
         reduction=reduction,
         label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
         axis=axis,
     )
 
@@ -583,10 +647,13 @@ def cross_entropy_backward(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
     axis: int | None = None,
 ) -> A:
     """dlogits = dloss·(S Σ_k w_k Y_k − w ⊙ Y), S = e^(logits − lse), scaled as the reduction says.
 
+    z_loss adds 2 z_loss·lse·S, softcap caps the logits and multiplies all by its slope.
     dloss: a number or 0-d, or of lse's shape for "none"; lse and the options are those of
     `cross_entropy`. The result has logits' shape and dtype. Rows that were ignored get 0.
 
@@ -605,6 +672,8 @@ def cross_entropy_backward(
         ignore_index=ignore_index,
         reduction=reduction,
         label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
         axis=axis,
     )
     return result
@@ -618,6 +687,8 @@ def cross_entropy_with_grad(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
     axis: int | None = None,
     dlogits_out: A | None = None,
 ) -> tuple[A, A]:
@@ -640,6 +711,8 @@ def cross_entropy_with_grad(
         ignore_index=ignore_index,
         reduction=reduction,
         label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
         axis=axis,
     )
     return loss, dlogits
@@ -654,14 +727,23 @@ def warmup(
     functions: Sequence[str] | None = None,
     *,
     like: Any = None,
+    **options: Any,
 ) -> int:
     """Compile the kernels that the given functions need, ahead; returns how many calls that took.
 
-    Runs each function (all by default) with its default options, forward and backward, on
-    C-contiguous arrays of the given shapes and dtypes. like: an array of the library and device to
-    warm up; by default what `asarray` gives, CuPy where a GPU answers. After it, such calls compile
-    nothing, so that they can be captured in a CUDA graph; what differs (another axis, array
-    parameters, class weights, views that are strided or misaligned) is to be called once itself.
+    Runs each function (all by default), forward and backward, on C-contiguous arrays of the given
+    shapes and dtypes. like: an array of the library and device to warm up; by default what
+    `asarray` gives, CuPy where a GPU answers. After it, such calls compile nothing, so that they
+    can be captured in a CUDA graph.
+
+    options: any of the functions' own (axis, scale, mask, causal, weight, label_smoothing, z_loss,
+    softcap, reduction, …), each passed to every function that takes it; without them the defaults
+    are warmed up, and integer classes along the last axis. `target` says which target cross_entropy
+    will get. An array stands for all of its dtype, shape and strides, a number for every other that
+    is not the default. One call warms up one variant, as for attention
+    `warmup([(8, 16, 512, 512)], ["bfloat16"], ["softmax"], scale=0.125, mask=mask, causal=True)`;
+    what differs otherwise (views of x that are strided or misaligned, `out`) is to be called once
+    itself.
 
     >>> import gpuact
     >>> with gpuact.using("numpy"):
@@ -672,4 +754,4 @@ def warmup(
     if unknown:
         raise ValueError(f"functions: {unknown} came, allowed are {', '.join(FUNCTIONS)}")
     array = asarray(0.0) if like is None else like
-    return calls.warmup(array, shapes, dtypes, functions or tuple(FUNCTIONS))
+    return calls.warmup(array, shapes, dtypes, functions or tuple(FUNCTIONS), options)

@@ -92,6 +92,28 @@ def parameter(name: str, value: Any, arrays: bool) -> Any:
     return array(name, value)
 
 
+def positive(name: str, value: Any, zero: bool) -> float:
+    """A finite number above 0, or from 0 on."""
+    number: float = parameter(name, value, arrays=False)
+    if not (0 <= number < math.inf and (zero or number)):
+        allowed = "a finite number from 0 on" if zero else "a finite number above 0"
+        raise ValueError(f"{name}: {number} came, allowed is {allowed}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: {type(value).__name__} came, allowed is True or False")
+    return bool(value)
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """One of some words."""
+    if not (isinstance(value, str) and value in allowed):
+        raise ValueError(f"{name}: {value!r} came, allowed are {', '.join(map(repr, allowed))}")
+    return value
+
+
 def broadcast_shape(name: str, value: Any, shape: Sequence[int]) -> tuple[int, ...]:
     """A parameter's shape with ones in front, checked to broadcast to `shape` and no further."""
     own = tuple(value.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from functools import cache
+from inspect import signature
 from numbers import Real
 from types import ModuleType
 from typing import Any, cast
@@ -19,8 +20,9 @@ from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
-from .libraries import FLOATING, Library, library_of
+from .libraries import FLOATING, NUMBERS, Library, library_of
 from .operations import Loss, Reduction
+from .scores import Scores
 
 Array = Any
 Parameters = Mapping[str, Any]
@@ -429,31 +431,169 @@ def fused_backward(
 # -- rows -----------------------------------------------------------------------------------------
 
 
-def rows(name: str, x: Any, axis: Any, dtype: Any, out: Any) -> Any:
+def _told(axis: Any) -> bool:
+    """Whether an axis tells calls apart: 1.0 is equal to 1, and an array may change."""
+    return type(axis) is int or axis is None
+
+
+def _plain(scale: Any) -> bool:
+    """Whether kernels need not scale."""
+    return type(scale) in NUMBERS and scale == 1.0
+
+
+def rows(
+    name: str,
+    x: Any,
+    axis: Any,
+    dtype: Any,
+    out: Any,
+    scale: Any = 1.0,
+    mask: Any = None,
+    causal: Any = False,
+    all_masked: Any = "nan",
+) -> Any:
     function = FUNCTIONS[name]
-    x = arguments.array("x", x)
-    call = resolve(x=x)
-    x = arguments.floating("x", call.library, x, dtype)
+    entry, given = (name, axis, causal, all_masked, _plain(scale)), (x, scale, mask)
+    usual = dtype is None and out is None and _told(axis) and type(causal) is bool
+    route = routes.find(entry, given) if usual else None
+    if route is not None and route.launch is not None and not route.recorded():
+        return route.run(given)
+    if route is None:
+        x = arguments.array("x", x)
+        mask = None if mask is None else arguments.array("mask", mask)
+        call = resolve(x=x) if mask is None else resolve(x=x, mask=mask)
+        x = arguments.floating("x", call.library, x, dtype)
+    else:
+        call = route.call
     axes = arguments.row_axes(axis, x.ndim)
+    scores = _scores(call, x, axes, scale, mask, causal, all_masked)
     if out is not None:
         _check_out(call, out, x, x)
+    # one that requires grad is refused where autograd records, and elsewhere is not
+    if usual and route is None and not (mask is not None and call.library.learns(mask)):
+
+        def prepare(call: Call, operands: Sequence[Any]) -> routes.Launch | None:
+            return operations.prepare_rows(call, function.forward, axes, operands, scores)
+
+        ready = (x, 1.0 if scores is None else scores.scale, mask)
+        route = routes.learn(entry, given, call, ready, prepare)
+
+    def work(x: Array) -> Array:
+        if route is not None and route.launch is not None:
+            return route.run((x, *given[1:]))
+        return operations.rows(call, function.forward, (x,), axes, out, scores)
+
     if _tracked(call, x):
-        return _autograd().rows(function, call.backend, x, axes)
-    return operations.rows(call, function.forward, (x,), axes, out)
+        scale = 1.0 if scores is None else scores.scale
+        return _autograd().rows(function, call.backend, work, x, axes, scale)
+    return work(x)
 
 
-def rows_backward(name: str, dy: Any, y: Any, axis: Any) -> Any:
-    function = FUNCTIONS[name]
-    dy, y = arguments.array("dy", dy), arguments.array("y", y)
-    call = resolve(y=y, dy=dy)
-    y = arguments.floating("y", call.library, y)
-    dy = arguments.gradient("dy", call.library, dy, "y", y)
+def _scores(
+    call: Call, x: Array, axes: tuple[int, ...], scale: Any, mask: Any, causal: Any, all_masked: Any
+) -> Scores | None:
+    """What softmax does to x first; None for nothing."""
+    library = call.library
+    scale = arguments.parameter("scale", scale, arrays=False)
+    zero = arguments.choice("all_masked", all_masked, ("nan", "zero")) == "zero"
+    if mask is not None:
+        kind = library.dtype(mask)
+        if kind not in ("bool", *FLOATING):
+            raise TypeError(
+                f"mask: dtype {kind} came, allowed are bool (True takes part) and, to be added, "
+                f"{', '.join(FLOATING)}"
+            )
+        if library.name == "torch" and mask.is_sparse:
+            raise TypeError("mask: a sparse tensor came, allowed is a dense one")
+        if _tracked(call, mask):
+            raise ValueError("mask: came requiring grad; a mask is a constant")
+        arguments.broadcast_shape("mask", mask, x.shape)
+        mask = _narrow(library, mask)
+        if kind != "bool":
+            mask = library.astype(mask, library.dtype(x))
+        mask = library.reshape(mask, (*[1] * (x.ndim - mask.ndim), *mask.shape))
+    causal = arguments.flag("causal", causal)
+    if causal and (x.ndim < 2 or axes != (x.ndim - 1,)):
+        raise ValueError(
+            f"causal: came with axis {axes} of x of {x.ndim} dimensions, allowed is the last axis "
+            "of two at least: row i along the axis before it takes part up to column i"
+        )
+    if scale == 1.0 and mask is None and not causal and not zero:
+        return None
+    return Scores(scale, mask, x.shape[-2] if causal else 0, zero)
+
+
+def _narrow(library: Library, mask: Array) -> Array:
+    """One of what was broadcast already, so that what is made of it is small as well."""
+    steps = zip(mask.shape, library.strides(mask), strict=True)
+    return mask[(*[slice(1 if n > 1 and s == 0 else n) for n, s in steps], ...)]
+
+
+def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> Any:
+    kernel = FUNCTIONS[name].backward
+    entry, given = (name, "backward", axis, _plain(scale)), (dy, y, scale, None)
+    route = routes.find(entry, given) if _told(axis) else None
+    if route is not None and route.launch is not None and not route.recorded():
+        return route.run(given)
+    scale = arguments.parameter("scale", scale, arrays=False)
+    if route is None:
+        dy, y = arguments.array("dy", dy), arguments.array("y", y)
+        call = resolve(y=y, dy=dy)
+        y = arguments.floating("y", call.library, y)
+        dy = arguments.gradient("dy", call.library, dy, "y", y)
+    else:
+        call = route.call
     axes = arguments.row_axes(axis, y.ndim)
+    if route is None and _told(axis):
+        _learn_backward(entry, given, call, kernel, axes, (dy, y, scale, None), scale)
+    return _row_gradient(f"{name}_backward", call, kernel, dy, y, axes, scale)
+
+
+def row_gradient(
+    function: Function, backend: str, dy: Array, y: Array, axes: tuple[int, ...], scale: float
+) -> Array:
+    """dx for autograd, on the backend that ran forward."""
+    kernel = function.backward
+    entry: Hashable = (function.name, "gradient", backend, axes, scale == 1.0)
+    given = (dy, y, scale, None)
+    route = routes.find(entry, given)
+    if route is not None and route.launch is not None and not route.recorded():
+        return route.run(given)
+    if route is None:
+        library = library_of(dy)
+        assert library is not None  # a tensor always has one
+        call = Call(library, dy, backend)
+        _learn_backward(entry, given, call, kernel, axes, given, scale)
+    else:
+        call = route.call
+    return _row_gradient(f"{function.name}_backward", call, kernel, dy, y, axes, scale)
+
+
+def _learn_backward(
+    entry: Hashable,
+    given: Sequence[Any],
+    call: Call,
+    kernel: Pass,
+    axes: tuple[int, ...],
+    ready: Sequence[Any],
+    scale: float,
+) -> None:
+    def prepare(call: Call, operands: Sequence[Any]) -> routes.Launch | None:
+        return operations.prepare_rows(call, kernel, axes, operands, Scores(scale))
+
+    routes.learn(entry, given, call, ready, prepare)
+
+
+def _row_gradient(
+    name: str, call: Call, kernel: Pass, dy: Array, y: Array, axes: tuple[int, ...], scale: float
+) -> Array:
+    """What took no part has y = 0: a backward needs the scale alone."""
+    scores = None if scale == 1.0 else Scores(scale)
 
     def work(dy: Array, y: Array) -> Array:
-        return operations.rows(call, function.backward, (dy, y), axes)
+        return operations.rows(call, kernel, (dy, y), axes, None, scores)
 
-    return underived(call, f"{name}_backward", work, dy, y)
+    return underived(call, name, work, dy, y)
 
 
 def softmax_jacobian(y: Any, axis: Any) -> Any:
@@ -493,6 +633,34 @@ def _class_axis(logits: Array, target: Array, integers: bool, axis: Any) -> int:
     return k
 
 
+def _asked_to_check() -> bool:
+    return os.environ.get("GPUACT_CHECK") == "1"
+
+
+# Of the options that tell calls apart; what is of another type may be another at the next call
+_TELLING: frozenset[type] = NUMBERS | {str}
+
+
+def _loss_entry(name: str, options: Parameters) -> Hashable | None:
+    """What tells calls apart beside the operands; None if it takes a closer look."""
+    _, *told = options.values()  # weight is an operand
+    types = [type(option) for option in told]
+    if not _TELLING.issuperset(types) or _asked_to_check():
+        return None
+    return (name, *told, *types)  # 1.0 is equal to 1
+
+
+def _find_loss(
+    entry: Hashable | None, given: Sequence[Any]
+) -> tuple[operations.PreparedLoss | None, bool]:
+    """What is prepared for such a call, and whether autograd must record it."""
+    route = None if entry is None else routes.find(entry, given)
+    if route is None or route.launch is None:
+        return None, False
+    prepared: Any = route.launch.start
+    return prepared, route.recorded()
+
+
 class LossCall:
     """A cross-entropy's arguments, checked: what the three public functions share."""
 
@@ -505,6 +673,8 @@ class LossCall:
         ignore_index: int,
         reduction: str,
         label_smoothing: float,
+        z_loss: float,
+        softcap: float | None,
         axis: Any,
         **more: Any,
     ) -> None:
@@ -525,12 +695,13 @@ class LossCall:
                 f"target: dtype {kind} came, allowed are integer classes, or probabilities in "
                 f"{', '.join(FLOATING)}"
             )
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction: {reduction!r} came, allowed are 'mean', 'sum', 'none'")
+        reduction = arguments.choice("reduction", reduction, ("mean", "sum", "none"))
         ignore_index = arguments.whole("ignore_index", ignore_index)
         label_smoothing = arguments.parameter("label_smoothing", label_smoothing, arrays=False)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing: {label_smoothing} came, allowed is 0 to 1")
+        z_loss = arguments.positive("z_loss", z_loss, zero=True)
+        softcap = 0.0 if softcap is None else arguments.positive("softcap", softcap, zero=False)
         if not integers and ignore_index >= 0:
             raise ValueError(
                 f"ignore_index: {ignore_index} came with a target of probabilities, which has no "
@@ -559,7 +730,15 @@ class LossCall:
             dtype = arguments.compute_dtype(library.dtype(self.logits))
             weight = library.astype(arguments.floating("weight", library, weight), dtype)
             self.weight = library.contiguous(weight)
-        self.loss = Loss(k, ignore_index, label_smoothing, cast(Reduction, reduction), not integers)
+        self.loss = Loss(
+            axis=k,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            reduction=cast(Reduction, reduction),
+            probabilities=not integers,
+        )
         for name, value in numbers.items():
             more[name] = self.call.empty((), "float64")
             library.copy(more[name], value)
@@ -569,7 +748,7 @@ class LossCall:
 
     def _checks_targets(self) -> bool:
         """NumPy looks at every target; on a GPU looking would wait for the device."""
-        return self.call.backend == "numpy" or os.environ.get("GPUACT_CHECK") == "1"
+        return getattr(self.call.module, "ON_HOST", False) or _asked_to_check()
 
     def _check_targets(self, classes: int) -> None:
         t, ignored = self.target, self.loss.ignore_index
@@ -587,6 +766,17 @@ class LossCall:
         shape = tuple(self.logits.shape)
         return shape[: self.loss.axis] + shape[self.loss.axis + 1 :]
 
+    def learn(self, entry: Hashable | None, given: Sequence[Any], *more: Array) -> None:
+        """Remember this call, of operands that were given as logits, target, weight and more."""
+        if entry is None or (self.weight is not None and self.call.library.learns(given[2])):
+            return
+
+        def prepare(call: Call, operands: Sequence[Any]) -> routes.Launch | None:
+            return operations.prepare_loss(call, operands, given, self.loss)
+
+        ready = (self.logits, self.target, self.weight, *more)
+        routes.learn(entry, given, self.call, ready, prepare)
+
     def of_rows(self, name: str, shape: tuple[int, ...]) -> Array:
         """An argument in the loss's dtype: lse, or the gradient of the loss."""
         value, library = self.more[name], self.call.library
@@ -596,19 +786,58 @@ class LossCall:
         return library.astype(arguments.floating(name, library, value), dtype)
 
 
-def cross_entropy(logits: Any, target: Any, return_lse: bool, **options: Any) -> Any:
+def cross_entropy(
+    logits: Any, target: Any, return_lse: Any, gradient_in_forward: Any, **options: Any
+) -> Any:
+    entry = _loss_entry("cross_entropy", options) if type(gradient_in_forward) is bool else None
+    given = (logits, target, options["weight"])
+    prepared, recorded = _find_loss(entry, given)
+    if prepared is not None and not (recorded and gradient_in_forward):
+        if recorded:
+            value, lse = _autograd().cross_entropy(
+                prepared.call.backend, prepared.loss, given[2], logits, target, prepared
+            )
+        else:
+            value, lse = prepared(*given)
+        return (value, lse) if return_lse else value
+    at_once = arguments.flag("gradient_in_forward", gradient_in_forward)
     c = LossCall(logits, target, **options)
-    if _tracked(c.call, c.logits, c.target):
+    c.learn(entry, given)
+    tracked = _tracked(c.call, c.logits, c.target)
+    if tracked and at_once:
+        _check_gradient_in_forward(c, return_lse)
+        step = _autograd().gradient_in_forward
+        return step(c.call.backend, c.loss, c.weight, c.logits, c.target)
+    if tracked:
         value, lse = _autograd().cross_entropy(c.call.backend, c.loss, c.weight, c.logits, c.target)
     else:
         value, lse = operations.cross_entropy(c.call, c.logits, c.target, c.weight, c.loss)
     return (value, lse) if return_lse else value
 
 
+def _check_gradient_in_forward(c: LossCall, return_lse: bool) -> None:
+    """The gradient that forward finds is that of one number by the logits, and no other."""
+    came = None
+    if c.loss.reduction == "none":
+        came = "reduction='none', allowed are 'mean' and 'sum'"
+    elif return_lse:
+        came = "return_lse=True, allowed is the loss alone"
+    elif _tracked(c.call, c.target):
+        came = "a target that requires grad, allowed is one that does not"
+    if came is not None:
+        raise ValueError(f"gradient_in_forward: came with {came}")
+
+
 def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **options: Any) -> Any:
+    entry = _loss_entry("cross_entropy_backward", options)
+    given = (logits, target, options["weight"], dloss, lse)
+    prepared, recorded = _find_loss(entry, given)
+    if prepared is not None and not recorded:
+        return prepared.backward(dloss, logits, target, options["weight"], lse)
     c = LossCall(logits, target, dloss=dloss, lse=lse, **options)
     shape = c.row_shape if c.loss.reduction == "none" else ()
     dloss, lse = c.of_rows("dloss", shape), c.of_rows("lse", c.row_shape)
+    c.learn(entry, given, dloss, lse)
 
     def work(dloss: Array, logits: Array, target: Array, lse: Array) -> Array:
         return operations.cross_entropy_backward(
@@ -618,8 +847,40 @@ def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **opt
     return underived(c.call, "cross_entropy_backward", work, dloss, c.logits, c.target, lse)
 
 
+def loss_gradient(
+    backend: str,
+    loss: Loss,
+    dloss: Array,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    lse: Array,
+) -> Array:
+    """dlogits for autograd, which does not record it, on the backend that ran forward."""
+    entry = ("cross_entropy", "gradient", backend, loss)
+    given = (logits, target, weight, dloss, lse)
+    prepared, recorded = _find_loss(entry, given)
+    if prepared is not None and not recorded:
+        return prepared.backward(dloss, logits, target, weight, lse)
+    library = library_of(logits)
+    assert library is not None  # a tensor always has one
+    call = Call(library, logits, backend)
+
+    def prepare(call: Call, operands: Sequence[Any]) -> routes.Launch | None:
+        return operations.prepare_loss(call, operands, given, loss)
+
+    routes.learn(entry, given, call, given, prepare)
+    return operations.cross_entropy_backward(call, dloss, logits, target, weight, lse, loss)
+
+
 def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
+    entry = _loss_entry("cross_entropy_with_grad", options) if dlogits_out is None else None
+    given = (logits, target, options["weight"])
+    prepared, recorded = _find_loss(entry, given)
+    if prepared is not None and not recorded:
+        return prepared.with_grad(*given)
     c = LossCall(logits, target, **options)
+    c.learn(entry, given)
     if dlogits_out is not None:
         dtype = c.call.library.dtype(c.logits)
         arguments.output(
@@ -639,41 +900,84 @@ def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **option
 
 
 def warmup(
-    like: Any, shapes: Sequence[Sequence[int]], dtypes: Sequence[str], functions: Sequence[str]
+    like: Any,
+    shapes: Sequence[Sequence[int]],
+    dtypes: Sequence[str],
+    functions: Sequence[str],
+    options: Parameters,
 ) -> int:
     """Run every function and its backward once for each shape and dtype; how many calls it took."""
     from . import activations
 
     library = resolve(like=arguments.array("like", like)).library
+    taken = {name: _options_of(activations, FUNCTIONS[name]) for name in functions}
+    known = {name for names in taken.values() for name in names}
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"{name}: came for {', '.join(functions)}, which can be warmed up with "
+                f"{', '.join(sorted(known)) or 'no option'}"
+            )
     calls = 0
     for shape in shapes:
         for dtype in dtypes:
             x = library.empty(shape, dtype, like)
             library.copy(x, 0.5)
             for name in functions:
-                calls += _warm(activations, FUNCTIONS[name], library, x)
+                own = {k: v for k, v in options.items() if k in taken[name]}
+                calls += _warm(activations, FUNCTIONS[name], library, x, own)
     return calls
 
 
-def _warm(activations: Any, function: Function, library: Library, x: Array) -> int:
+def _options_of(activations: Any, function: Function) -> set[str]:
+    """What a call takes beside what it reads; of a loss the target too, whose kind matters."""
+    found = {*signature(getattr(activations, function.name)).parameters}
+    return found - {"out", "return_lse", *function.forward.reads} | {*function.forward.reads[1:]}
+
+
+def _warm(
+    activations: Any, function: Function, library: Library, x: Array, options: dict[str, Any]
+) -> int:
     forward = getattr(activations, function.name)
     backward = getattr(activations, f"{function.name}_backward")
     if function.kind == "loss":
-        logits = x.reshape(-1, x.shape[-1] if x.ndim else 1)
-        target = library.empty(logits.shape[:1], "int64", x)
-        library.copy(target, 0)
-        loss, lse = forward(logits, target, return_lse=True)
-        backward(loss, logits, target, lse)
-        activations.cross_entropy_with_grad(logits, target)
-        return 3
+        return _warm_loss(activations, library, x, **options)
     params = {
         name: 0.25 if default is None else default for name, default in function.defaults.items()
     }
+    params |= options
     y = forward(x, **params)
     stored = {"x": x, "y": y}
     kept = function.saved[0] if function.saved else "x"
-    backward(x, stored[kept], **params)
+    takes = signature(backward).parameters
+    backward(x, stored[kept], **{name: v for name, v in params.items() if name in takes})
     if function.slope is None:
         return 2
     getattr(activations, f"{function.name}_derivative")(x, **params)
+    return 3
+
+
+def _warm_loss(
+    activations: Any,
+    library: Library,
+    logits: Array,
+    *,
+    target: Any = None,
+    gradient_in_forward: bool = False,
+    **options: Any,
+) -> int:
+    if target is None:
+        if "axis" not in options:
+            logits = logits.reshape(-1, logits.shape[-1] if logits.ndim else 1)
+        k = arguments.single_axis("axis", options.get("axis", -1), logits.ndim)
+        target = library.empty((*logits.shape[:k], *logits.shape[k + 1 :]), "int64", logits)
+        library.copy(target, 0)
+    loss, lse = activations.cross_entropy(logits, target, return_lse=True, **options)
+    activations.cross_entropy_backward(loss, logits, target, lse, **options)
+    activations.cross_entropy_with_grad(logits, target, **options)
+    if gradient_in_forward and library.tracks:
+        leaf = logits.detach().requires_grad_()
+        loss = activations.cross_entropy(leaf, target, gradient_in_forward=True, **options)
+        if loss.requires_grad:
+            loss.backward()
     return 3

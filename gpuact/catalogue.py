@@ -190,7 +190,8 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 range="(0, 1)",
                 kink="smooth",
                 keeps="y",
-                uses="output layer of a classifier over exclusive classes; attention weights",
+                uses="output layer of a classifier over exclusive classes; attention weights, with "
+                "scale, mask and causality in the same pass",
                 limitations="every output depends on every input; saturates when one input leads",
                 forward=Pass("softmax", ("x",)),
                 backward=Pass("softmax_backward", ("dy", "y")),
@@ -215,9 +216,9 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 derivative="dZ = S Σ_k w_k Y_k − w ⊙ Y; S − Y in the plain case",
                 range="[0, inf)",
                 kink="smooth",
-                keeps="logits, target and lse",
+                keeps="logits, target and lse; with gradient_in_forward the gradient alone",
                 uses="training a classifier: the softmax and its loss in one, exact where the "
-                "Jacobian route overflows",
+                "Jacobian route overflows; z_loss and softcap keep the logits of a large one small",
                 limitations="one confidently wrong label costs without bound; classes that are not "
                 "exclusive need a sigmoid each",
                 forward=Pass("cross_entropy", ("logits", "target")),

@@ -22,8 +22,8 @@ HALF = ("float16", "bfloat16")
 NUMBERS: frozenset[type] = frozenset((float, int, type(None)))
 
 # Of an array of exactly this type all that tells one kind from another; of a number its type. For
-# tensors it is all that a launch depends on but the address; NumPy's and CuPy's backends look at
-# strides themselves, at every call. No two types have facts in common.
+# tensors it is all that a launch depends on but the address; CuPy's backend looks at addresses
+# itself, at every call. No two types have facts in common.
 FACTS: dict[type, Callable[[Any], Hashable]] = dict.fromkeys(NUMBERS, type)
 
 
@@ -110,8 +110,15 @@ class Library:
         """A view where the strides allow it, else a copy."""
         return x.reshape(tuple(shape))
 
+    def strided(self, x: Any, shape: Sequence[int], strides: Sequence[int]) -> Any:
+        """A view that begins where x does; strides in bytes."""
+        return self.xp.lib.stride_tricks.as_strided(x, tuple(shape), tuple(strides))
+
     def contiguous(self, x: Any) -> Any:
         return self.xp.ascontiguousarray(x)
+
+    def is_contiguous(self, x: Any) -> bool:
+        return bool(x.flags.c_contiguous)
 
     def copy(self, destination: Any, source: Any) -> None:
         destination[...] = source
@@ -185,7 +192,7 @@ class Library:
 
 
 def _array_facts(x: Any) -> Hashable:
-    return x.dtype, x.shape
+    return x.dtype, x.shape, x.flags.c_contiguous or x.strides
 
 
 FACTS[np.ndarray] = _array_facts
@@ -199,7 +206,7 @@ class CuPy(Library):
 
         self.xp = cupy
         self.alike = lambda x: self._made(x, cupy.empty_like, x)
-        FACTS[cupy.ndarray] = lambda x: (x.dtype, x.shape, x.device.id)
+        FACTS[cupy.ndarray] = lambda x: (*cast(Any, _array_facts(x)), x.device.id)
         self._kept: list[Any] = []
 
     def home(self, x: Any) -> str:
@@ -336,8 +343,15 @@ class Torch(Library):
     def contiguous(self, x: Any) -> Any:
         return x.contiguous()
 
+    def is_contiguous(self, x: Any) -> bool:
+        return bool(x.is_contiguous())
+
     def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
         return x.expand(tuple(shape))
+
+    def strided(self, x: Any, shape: Sequence[int], strides: Sequence[int]) -> Any:
+        size = x.element_size()
+        return x.as_strided(tuple(shape), [s // size for s in strides])
 
     def wrote(self, x: Any) -> None:
         if not x.is_inference():  # which no backward reads, and whose versions nobody counts

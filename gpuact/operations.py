@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, Literal, cast
 
 from .arguments import compute_dtype
@@ -19,6 +21,7 @@ from .dispatch import Call
 from .fusion import Dropout, Fusion
 from .libraries import overlap, same_memory
 from .routes import Launch
+from .scores import Scores
 
 Array = Any
 Reduction = Literal["mean", "sum", "none"]
@@ -271,22 +274,127 @@ def _deliver_rows(
     return out
 
 
+MASK_AXES = 4  # of rows, beside the row itself: as many as kernels count along
+
+
+def _mask_of_rows(call: Call, mask: Array, view: RowView, axes: int) -> Array:
+    """A mask of x's number of dimensions as `Scores` says: (k1, …, km, n), broadcast by strides.
+
+    axes: how many of x's are the row's. What strides can say is not copied; else what is copied is
+    the row alone where that is enough, or the mask as broadcast.
+    """
+    library, kept = call.library, len(view.order) - axes
+    first = view.parts[1].start
+
+    def rows_last(of_axes: Sequence[int]) -> tuple[int, ...]:
+        return (*of_axes[:first], *of_axes[first + axes :], *of_axes[first : first + axes])
+
+    shape = rows_last(view.moved)
+    mask = library.permute(mask, rows_last(view.order))
+
+    def steps() -> list[tuple[int, int]]:
+        """Length and stride of each axis as broadcast."""
+        own = zip(mask.shape, library.strides(mask), strict=True)
+        return [(n, 0 if one == 1 else s) for n, (one, s) in zip(shape, own, strict=True)]
+
+    if len(_merged(steps()[kept:])) > 1:
+        mask = library.contiguous(library.broadcast(mask, (*mask.shape[:kept], *shape[kept:])))
+    if len(_merged(steps()[:kept])) > MASK_AXES:
+        mask = library.contiguous(library.broadcast(mask, shape))
+    seen = (*_merged(steps()[:kept]), *_merged(steps()[kept:]))
+    return library.strided(mask, [n for n, _ in seen], [s for _, s in seen])
+
+
+def _merged(steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Axes (length, stride) with neighbours multiplied together where one stride serves both."""
+    found: list[tuple[int, int]] = []
+    for n, s in steps:
+        if n == 1:
+            continue
+        if found and found[-1][1] == n * s:
+            found[-1] = found[-1][0] * n, s
+        else:
+            found.append((n, s))
+    return found or [(1, 0)]
+
+
 def rows(
-    call: Call, kernel: Pass, arrays: Sequence[Array], axes: Sequence[int], out: Array | None = None
+    call: Call,
+    kernel: Pass,
+    arrays: Sequence[Array],
+    axes: Sequence[int],
+    out: Array | None = None,
+    scores: Scores | None = None,
 ) -> Array:
-    """A row function over the given axes; the result has the last array's shape and dtype."""
+    """A row function over the given axes; the result has the last array's shape and dtype.
+
+    scores: with a mask of x's number of dimensions, which broadcasts to x.
+    """
     view = RowView.of(arrays[-1].shape, axes)
+    inputs = [*arrays]
+    if scores is not None and scores.mask is not None:
+        inputs.append(scores.mask)
 
     def write(result: Array) -> None:
-        native = call.native
+        native, seen = call.native, scores
+        if scores is not None and scores.mask is not None:
+            mask = _mask_of_rows(call, scores.mask, view, len(axes))
+            seen = replace(scores, mask=native(mask))
         call.module.rows(
             kernel.formula,
             tuple(native(view.view(call, a)) for a in arrays),
             native(result),
+            seen,
             call.scratch,
         )
 
-    return _deliver_rows(call, view, call.library.dtype(arrays[-1]), out, arrays, write)
+    return _deliver_rows(call, view, call.library.dtype(arrays[-1]), out, inputs, write)
+
+
+def prepare_rows(
+    call: Call, kernel: Pass, axes: Sequence[int], operands: Sequence[Any], scores: Scores | None
+) -> Launch | None:
+    """`rows` for operands like these: what it reads, the scale (1 or another, as scores have it),
+    and the mask that scores have.
+
+    None where their facts leave open whether views of them will do: they do of contiguous arrays
+    whose axes keep their order, and of a mask that is neither cast nor copied.
+    """
+    module, library, count = call.module, call.library, len(kernel.reads)
+    view = RowView.of(operands[0].shape, axes)
+    told = all(library.is_contiguous(a) for a in operands[:count])
+    if not told or view.order != tuple(range(len(view.order))):
+        return None
+    how = scores or Scores()
+    mask, lies = how.mask, None
+    if mask is not None:
+        mask = _mask_of_rows(call, mask, view, len(axes))
+        if library.pointer(mask) != library.pointer(operands[-1]):
+            return None
+        lies = tuple(mask.shape), library.strides(mask)
+    formula, shape, scratch = kernel.formula, view.shape, call.scratch
+    causal, zero = how.causal, how.zero
+    if quick := getattr(module, "prepare_rows", None):
+        arrays = [library.reshape(a, shape) for a in operands[:count]]
+        result = library.reshape(library.alike(operands[count - 1]), shape)
+        seen = Scores(how.scale, mask, causal, zero)
+        run = quick(formula, arrays, result, seen, scratch)
+
+        def started(operands: Sequence[Any], out: Array) -> None:
+            run((*operands[:count], out), operands[count], operands[-1])
+
+        return Launch(started, count - 1, as_given=True)
+
+    def start(operands: Sequence[Any], out: Array) -> None:
+        scale, mask = operands[count:]
+        seen = None
+        if scale != 1.0 or lies is not None or causal or zero:
+            mask = None if lies is None else library.strided(mask, *lies)
+            seen = Scores(scale, mask, causal, zero)
+        arrays = tuple([a.reshape(shape) for a in operands[:count]])
+        module.rows(formula, arrays, out.reshape(shape), seen, scratch)
+
+    return Launch(start, count - 1, as_given=True)
 
 
 _JACOBIAN = Pass("softmax_backward", ("dy", "y"))
@@ -318,12 +426,20 @@ class Loss:
     axis: int
     ignore_index: int
     label_smoothing: float
+    z_loss: float
+    softcap: float  # 0: none
     reduction: Reduction
     probabilities: bool  # the target's kind
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
+        """As kernels take them."""
+        return {
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+            "z_loss": self.z_loss,
+            "softcap": self.softcap,
+        }
 
 
 _TOTAL = Pass("linear_dbias", ("dy",))  # the plain sum
@@ -492,3 +608,147 @@ def cross_entropy_with_grad(
     dlogits = _deliver_rows(call, seen.view, library.dtype(logits), out, inputs, write)
     with call.on():
         return _reduced(call, losses, logits, loss, denominator), dlogits
+
+
+# The kernels of a loss by what they are given of LossArrays
+LossArrays = tuple[Any, ...]  # logits, target, weight, scale, losses, lse, dlogits
+_LOSSES: dict[str, Callable[[LossArrays], tuple[Any, ...]]] = {
+    "cross_entropy": itemgetter(0, 1, 2, 4, 5),
+    "cross_entropy_backward": itemgetter(3, 0, 1, 2, 5, 6),
+    "cross_entropy_with_grad": itemgetter(3, 0, 1, 2, 4, 6),
+}
+
+
+class PreparedLoss:
+    """What is above, for operands like some: contiguous and as kernels take them."""
+
+    def __init__(self, call: Call, logits: Array, target: Array, weight: Any, loss: Loss) -> None:
+        seen = LossView.of(call, logits, target, weight, loss)
+        self.call, self.loss, self.module = call, loss, call.module
+        self.shape, self.rows, self.dtype = seen.view.shape, seen.rows, seen.dtype
+        self.row_shape = _row_shape(logits, loss)
+        self.prepared: dict[str, Any] = {}  # launches, once they are asked for
+
+    def __call__(self, logits: Array, target: Array, weight: Any) -> tuple[Array, Array]:
+        """`cross_entropy`."""
+        empty = self.call.empty
+        losses, lse = empty(self.row_shape, self.dtype), empty(self.row_shape, self.dtype)
+        self._run("cross_entropy", (logits, target, weight, None, losses, lse, None))
+        if self.loss.reduction == "none":
+            return losses, lse
+        return self._reduced(losses, self._denominator(target, weight)), lse
+
+    def backward(
+        self, dloss: Array, logits: Array, target: Array, weight: Any, lse: Array
+    ) -> Array:
+        dlogits = self.call.library.alike(logits)
+        if self.loss.reduction == "mean":
+            dloss = self.call.library.divide(dloss, self._denominator(target, weight))
+        arrays = (logits, target, weight, dloss, None, lse, dlogits)
+        self._run("cross_entropy_backward", arrays)
+        return dlogits
+
+    def with_grad(self, logits: Array, target: Array, weight: Any) -> tuple[Array, Array]:
+        library, empty = self.call.library, self.call.empty
+        losses, dlogits = empty(self.row_shape, self.dtype), library.alike(logits)
+        scale = empty((), self.dtype)
+        library.copy(scale, 1.0)
+        denominator = self._denominator(target, weight)
+        if self.loss.reduction == "mean":
+            scale = library.divide(scale, denominator)
+        arrays = (logits, target, weight, scale, losses, None, dlogits)
+        self._run("cross_entropy_with_grad", arrays)
+        if self.loss.reduction == "none":
+            return losses, dlogits
+        return self._reduced(losses, denominator), dlogits
+
+    def _run(self, name: str, arrays: LossArrays) -> None:
+        run = self.prepared.get(name)
+        if run is None:
+            run = self.prepared[name] = self._prepare(name, arrays)
+        run(*arrays)
+
+    def _prepare(self, name: str, arrays: LossArrays) -> Callable[..., None]:
+        module, scratch, options = self.module, self.call.scratch, self.loss.options
+        if quick := getattr(module, "prepare_losses", None):
+            return cast(Callable[..., None], quick(name, self._views(*arrays), scratch, **options))
+        kernel, given = getattr(module, name), _LOSSES[name]
+
+        def run(*arrays: Any) -> None:
+            kernel(*given(self._views(*arrays)), **options, empty=scratch)
+
+        return run
+
+    def _views(self, *arrays: Any) -> LossArrays:
+        """As kernels see them."""
+        logits, target, weight, scale, losses, lse, dlogits = arrays
+        shape, rows = self.shape, self.rows
+        if scale is not None:
+            none = self.loss.reduction == "none" and scale.ndim
+            one = self.call.library.broadcast
+            scale = scale.reshape(rows) if none else one(scale.reshape(1, 1), rows)
+        return (
+            logits.reshape(shape),
+            target.reshape(shape if self.loss.probabilities else rows),
+            weight,
+            scale,
+            None if losses is None else losses.reshape(rows),
+            None if lse is None else lse.reshape(rows),
+            None if dlogits is None else dlogits.reshape(shape),
+        )
+
+    def _denominator(self, target: Array, weight: Any) -> Array | float:
+        """What the mean divides by."""
+        if self.loss.reduction != "mean":
+            return 1.0
+        if self.loss.probabilities:
+            return float(math.prod(self.rows))
+        weights = self.call.empty(self.rows, self.dtype)
+        target = target.reshape(self.rows)
+        run = self.prepared.get("target_weight")
+        if run is None:
+            options = {"classes": self.shape[1], "ignore_index": self.loss.ignore_index}
+            quick = getattr(self.module, "prepare_target_weight", None)
+            run = quick and quick(target, weight, weights, **options)
+            run = run or partial(self.module.target_weight, **options)
+            self.prepared["target_weight"] = run
+        run(target, weight, weights)
+        return self._total(weights)
+
+    def _total(self, x: Array) -> Array:
+        out = self.call.empty((), self.dtype)
+        run = self.prepared.get("total")
+        if run is None:
+            quick = getattr(self.module, "prepare_total", None)
+            run = self.prepared["total"] = quick(x, out) if quick else self._summed
+        run(x, out, self.call.scratch)
+        return out
+
+    def _summed(self, x: Array, out: Array, empty: Any) -> None:
+        self.module.reduce(
+            _TOTAL.formula, (x.reshape(self.rows),), out.reshape(1, 1), self.call.scratch
+        )
+
+    def _reduced(self, losses: Array, denominator: Any) -> Array:
+        total = self._total(losses)
+        if self.loss.reduction == "sum":
+            return total
+        return self.call.library.divide(total, denominator)
+
+
+def prepare_loss(
+    call: Call, operands: Sequence[Any], given: Sequence[Any], loss: Loss
+) -> Launch | None:
+    """Of operands that came as `given`: logits, target, weight, and what else is read. None on the
+    host, where targets are looked at, and where operands are no contiguous memory of the caller's.
+    """
+    library = call.library
+    if getattr(call.module, "ON_HOST", False):
+        return None
+    for a, b in zip(operands, given, strict=True):
+        if a is not None and not (
+            library.is_contiguous(a) and library.pointer(a) == library.pointer(b)
+        ):
+            return None
+    logits, target, weight = operands[:3]
+    return Launch(PreparedLoss(call, logits, target, weight, loss), 0, as_given=True)

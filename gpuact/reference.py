@@ -233,7 +233,8 @@ def fused_backward(
 
 
 # -- rows -----------------------------------------------------------------------------------------
-# A row that is all -inf, or holds +inf or NaN, becomes NaN: -inf - -inf and inf - inf are.
+# A row that is all -inf, or holds +inf or NaN, becomes NaN: -inf - -inf and inf - inf are. The
+# former is 0 where `zero` asks for that.
 
 
 def total(x: Array, axis: int) -> Array:
@@ -253,15 +254,40 @@ def total(x: Array, axis: int) -> Array:
     return rows.sum(0, keepdims=True).swapaxes(0, axis)
 
 
-def softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
-    e = np.subtract(x, x.max(axis, keepdims=True), out=out)
+def scores(x: Array, scale: float, mask: Array | None, part: Array | None) -> Array:
+    """scale·x + mask, and -inf where a column takes no part, whatever x holds there.
+
+    mask and part broadcast to x; what is None is left out.
+    """
+    z = x * x.dtype.type(scale)
+    if mask is not None:
+        z += mask
+    if part is not None:
+        z = where(np.broadcast_to(part, z.shape), z, np.full((), -np.inf, z.dtype))
+    return z
+
+
+def softmax(x: Array, axis: int = -1, out: Array | None = None, zero: bool = False) -> Array:
+    m = x.max(axis, keepdims=True)
+    none = m == -np.inf if zero else None
+    if none is not None:
+        m[none] = 0
+    e = np.subtract(x, m, out=out)
     np.exp(e, out=e)
-    e /= total(e, axis)
+    s = total(e, axis)
+    if none is not None:
+        s[none] = 1
+    e /= s
     return e
 
 
-def softmax_backward(dy: Array, y: Array, axis: int = -1, out: Array | None = None) -> Array:
-    return np.multiply(y, dy - total(y * dy, axis), out=out)
+def softmax_backward(
+    dy: Array, y: Array, axis: int = -1, out: Array | None = None, scale: float = 1.0
+) -> Array:
+    dx = np.multiply(y, dy - total(y * dy, axis), out=out)
+    if scale != 1.0:
+        dx *= dx.dtype.type(scale)
+    return dx
 
 
 def log_softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
@@ -289,6 +315,12 @@ def _merge_max_and_sum(m: Array, s: Array) -> tuple[Array, Array]:
     return top, (s * np.exp(m - np.where(top == -np.inf, 0, top))).sum()
 
 
+def spared(m: Array, s: Array) -> tuple[Array, Array]:
+    """Statistics that make 0 of a row that is all -inf."""
+    none = m == -np.inf
+    return np.where(none, 0, m), np.where(none, 1, s)
+
+
 def _sum_all(terms: Array) -> tuple[Array]:
     return (terms.sum(),)
 
@@ -306,7 +338,22 @@ CHUNKED: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., A
 
 
 # -- cross-entropy: logits z (rows, classes) ------------------------------------------------------
-# With Y' = (1 - ε) Y + ε / classes and q = w Y':  loss = -Σ q log S  and  dZ = S Σ q - q.
+# With Y' = (1 - ε) Y + ε / classes and q = w Y':  loss = -Σ q log S + z_loss·lse²  and
+# dZ = S (Σ q + 2 z_loss·lse) - q. Under a cap the logits are capped first, and dZ takes its slope.
+
+
+def capped(z: Array, softcap: float) -> Array:
+    """cap·tanh(z / cap), or z itself if the cap is 0."""
+    if not softcap:
+        return z
+    cap = z.dtype.type(softcap)
+    return cap * np.tanh(z / cap)
+
+
+def capped_slope(z: Array, softcap: float) -> Array:
+    """1 - (z / cap)² of capped logits z, in the form that does not cancel near the cap."""
+    t = z / z.dtype.type(softcap)
+    return (1 - t) * (1 + t)
 
 
 def columns(target: Array, ignore_index: int) -> tuple[Array, Array]:
@@ -336,11 +383,17 @@ def surprise(q: Array, m: Array, z: Array, log_sum: Array) -> Array:
 
 
 def cross_entropy(
-    z: Array, target: Array, weight: Array | None, ignore_index: int, label_smoothing: float
+    z: Array,
+    target: Array,
+    weight: Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Loss and log-sum-exp of each row."""
+    """Loss and log-sum-exp of each row of capped logits."""
     m = z.max(-1)
     log_sum = np.log(np.exp(z - m[:, None]).sum(-1))
+    lse = m + log_sum
     if target.ndim == 2 or label_smoothing:
         q = smoothed(z, target, weight, ignore_index, label_smoothing)
         loss = surprise(q, m[:, None], z, log_sum[:, None]).sum(-1)
@@ -348,9 +401,11 @@ def cross_entropy(
         column, _ = columns(target, ignore_index)
         w = np.ones_like(m) if weight is None else weight[column]
         loss = surprise(w, m, z[np.arange(len(z)), column], log_sum)
+    if z_loss:
+        loss += lse.dtype.type(z_loss) * lse * lse
     if target.ndim == 1:
         loss[target == ignore_index] = 0
-    return loss, m + log_sum
+    return loss, lse
 
 
 def cross_entropy_backward(
@@ -361,19 +416,28 @@ def cross_entropy_backward(
     lse: Array,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    stored: bool = True,
 ) -> Array:
-    """scale·(S Σ q - q), scale being the gradient of each row's loss."""
-    dz = np.exp(z - lse[:, None])
+    """scale·(S (Σ q + 2 z_loss·lse) - q), times the cap's slope; scale: of each row's loss.
+
+    stored: lse is all that is known of the row; else S is made of it anew, as lse was.
+    """
+    dz = np.exp(z - lse[:, None]) if stored else softmax(z)
+    more = lse * lse.dtype.type(2 * z_loss) if z_loss else np.zeros_like(lse)
     if target.ndim == 2 or label_smoothing:
         q = smoothed(z, target, weight, ignore_index, label_smoothing)
-        dz *= q.sum(-1, keepdims=True)
+        dz *= q.sum(-1, keepdims=True) + more[:, None]
         dz -= q
     else:
         column, _ = columns(target, ignore_index)
         w = np.ones_like(lse) if weight is None else weight[column]
-        dz *= w[:, None]
+        dz *= (w + more)[:, None]
         dz[np.arange(len(z)), column] -= w
     dz *= scale[:, None]
+    if softcap:
+        dz *= capped_slope(z, softcap)
     if target.ndim == 1:  # an ignored row is 0 whatever its scale: a mean over nothing is 0/0
         dz[target == ignore_index] = 0
     return dz

@@ -23,9 +23,10 @@ Array = Any
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, ready for operands of one kind: `start(operands, out, *more)`."""
+    """A kernel, ready for operands of one kind: `start(operands, out, *more)`; or several, and
+    what comes of them."""
 
-    start: Callable[..., None]
+    start: Callable[..., Any]
     like: int  # which operand the result is like
     as_given: bool = False  # operands need not be in the shapes in which they meet x
 

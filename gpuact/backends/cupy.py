@@ -7,14 +7,18 @@ NumPy's have too is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
+from importlib import import_module
+from operator import itemgetter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..fusion import Fusion
+from ..scores import Scores
 
 Array = Any  # cupy.ndarray: CuPy has no types, and may not be there
 Empty = Callable[[tuple[int, ...], str], Array]
@@ -78,25 +82,77 @@ def launch_elementwise(
         kernel(*[array.data.ptr for array in arrays], *numbers, size=size)
 
 
+# What a kernel must be told before it may take so much
+FREE_SHARED = 48 << 10  # bytes of shared memory
+PORTABLE = 8  # blocks of a cluster
+NULL = np.uint64(0)
+NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+
+
 @cache
-def _function(module: Any, name: str) -> Any:
-    return module.get_function(name)  # a new object every time, which CuPy would look up anew
+def _function(module: Any, name: str, shared: int, cluster: int, device: int) -> Any:
+    """A new object every time, which CuPy would look up anew; its settings are a device's."""
+    function = module.get_function(name)
+    if shared > FREE_SHARED:
+        function.max_dynamic_shared_size_bytes = shared
+    if cluster > PORTABLE:
+        driver = import_module("cupy_backends.cuda.api.driver")
+
+        driver.funcSetAttribute(function.kernel.ptr, NON_PORTABLE_CLUSTER, 1)
+    return function
 
 
 def launch_raw(
-    module: Any, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
+    module: Any,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    args: tuple[Any, ...],
+    shared: int = 0,
+    cluster: int = 1,
 ) -> None:
     """The one place that launches a RawModule's kernel; None is a null pointer."""
-    arguments = tuple(np.uint64(0) if arg is None else arg for arg in args)
-    _function(module, name)(grid, block, arguments)
+    arguments = tuple([NULL if arg is None else arg for arg in args])
+    function = _function(module, name, shared, cluster, _device())
+    function(grid, block, arguments, shared_mem=shared)
+
+
+def _device() -> int:
+    return int(_runtime().getDevice())
+
+
+@cache
+def _runtime() -> Any:
+    from cupy.cuda import runtime
+
+    return runtime
+
+
+@cache
+def _capability(device: int) -> int:
+    from cupy.cuda import Device
+
+    return int(Device(device).compute_capability)
+
+
+def capability() -> int:
+    """The current device's: 90 for 9.0."""
+    return _capability(_device())
 
 
 @cache
 def _kernels() -> Any:
     """The modules of kernels, once CuPy is asked for: an import by each call takes 1 µs."""
-    from ..kernels.cupy import elementwise, fused
+    from ..kernels.cupy import cross_entropy, elementwise, fused, reduce, rows, softmax
 
-    return SimpleNamespace(elementwise=elementwise, fused=fused)
+    return SimpleNamespace(
+        cross_entropy=cross_entropy,
+        elementwise=elementwise,
+        fused=fused,
+        reduce=reduce,
+        rows=rows,
+        softmax=softmax,
+    )
 
 
 def elementwise(
@@ -172,17 +228,140 @@ def _run(
     launch_elementwise(kernel, (*arrays, out), (*floats, *numbers, *more), size)
 
 
+# -- rows, and sums -------------------------------------------------------------------------------
+
+
+class Scratch(NamedTuple):
+    """Memory that a plan asks for at every launch anew."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Plan(NamedTuple):
+    """Launches but for their arrays and floats, which every call brings."""
+
+    launches: tuple[tuple[Callable[[Any], tuple[Any, ...]], Any], ...]  # with what each picks
+    scratch: tuple[Scratch, ...]
+    fixed: tuple[Any, ...]  # arguments that the layouts decide
+
+
+_plans: dict[Any, Plan] = {}
+PLANS = 4096  # kept; a caller with more layouts than that begins anew
+
+
+def _launch(
+    kind: tuple[Any, ...],
+    arrays: Sequence[Array | None],
+    floats: tuple[float, ...],
+    make: Callable[[Sequence[Any], Empty], Iterable[Any]],
+    empty: Empty,
+) -> None:
+    """Whatever `make` launches for such arrays; it is asked once for each kind and layout.
+
+    A float among a launch's arguments is one of `floats`, which come in their order.
+    """
+    key = [*kind]
+    for x in arrays:
+        if x is None:
+            key.append(None)
+        else:
+            key += x.dtype, x.shape, x.strides, address(x) % SECTOR
+    plan = _plans.get(tuple(key))
+    if plan is None:
+        if len(_plans) >= PLANS:
+            _plans.clear()
+        plan = _plans[tuple(key)] = _plan(arrays, len(floats), make, empty)
+    given = (*arrays, *floats, *[empty(*each) for each in plan.scratch], *plan.fixed)
+    for pick, (module, name, grid, block, _, shared, cluster) in plan.launches:
+        launch_raw(module, name, grid, block, pick(given), shared, cluster)
+
+
+def _plan(
+    arrays: Sequence[Array | None],
+    floats: int,
+    make: Callable[[Sequence[Any], Empty], Iterable[Any]],
+    empty: Empty,
+) -> Plan:
+    own = [x if x is None else x.view() for x in arrays]  # told apart where one comes twice
+    scratch: list[Scratch] = []
+    asked: list[Array] = []
+
+    def asking(shape: tuple[int, ...], dtype: str) -> Array:
+        scratch.append(Scratch(shape, dtype))
+        asked.append(empty(shape, dtype))
+        return asked[-1]
+
+    launches = [*make(own, asking)]
+    given = [id(x) for x in own if x is not None], [id(x) for x in asked]
+    places = [k for k, x in enumerate(own) if x is not None]
+    begin = len(own) + floats
+    fixed: list[Any] = []
+    picks = []
+    for launch in launches:
+        picked, float_places = [], iter(range(len(own), begin))
+        for argument in launch.arguments:
+            if id(argument) in given[0]:
+                picked.append(places[given[0].index(id(argument))])
+            elif id(argument) in given[1]:
+                picked.append(begin + given[1].index(id(argument)))
+            elif type(argument) is float:
+                picked.append(next(float_places))
+            else:
+                assert argument is None or isinstance(argument, int | np.generic)
+                picked.append(begin + len(scratch) + len(fixed))
+                fixed.append(argument)
+        picks.append(itemgetter(*picked))
+    # a launch is kept without the arrays that it was made for
+    bare = [launch._replace(arguments=()) for launch in launches]
+    return Plan(tuple(zip(picks, bare, strict=True)), tuple(scratch), tuple(fixed))
+
+
 def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
-    from ..kernels.cupy.reduce import launches
+    module = _kernels().reduce
 
-    for launch in launches(formula, arrays, out, empty):
-        launch_raw(*launch)
+    def make(arrays: Sequence[Any], empty: Empty) -> Iterable[Any]:
+        return module.launches(formula, arrays[:-1], arrays[-1], empty)
+
+    if out.size == 1 and all(x.flags.c_contiguous for x in arrays):
+        _launch((formula, "sum"), (*arrays, out), (), make, empty)
+    else:  # by way of copies, maybe
+        for launch in module.launches(formula, arrays, out, empty):
+            launch_raw(*launch)
 
 
-def rows(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
-    from ..kernels.cupy.softmax import launch
+def rows(
+    formula: str, arrays: Sequence[Array], out: Array, scores: Scores | None, empty: Empty
+) -> None:
+    scale, mask, kind = 1.0, None, None
+    if scores is not None:
+        scale, mask, kind = scores.scale, scores.mask, (scores.causal, scores.zero)
 
-    launch_raw(*launch(formula, arrays, out))
+    def make(own: Sequence[Any], empty: Empty) -> Iterable[Any]:
+        *arrays, out, mask = own
+        told = None if scores is None else replace(scores, mask=mask)
+        return _launches(_kernels().softmax.operation(formula, arrays, out, told), empty)
+
+    _launch((formula, kind, capability()), (*arrays, out, mask), (scale,), make, empty)
+
+
+def _launches(told: Any, empty: Empty) -> Iterable[Any]:
+    kernels, (operation, views) = _kernels().rows, told
+    rows = kernels.Rows(views, kernels.Device.of(capability()), address)
+    found: Iterable[Any] = kernels.launches(operation, rows, empty)
+    return found
+
+
+def _loss(asked: str, operands: tuple[Any, ...], options: dict[str, Any], empty: Empty) -> None:
+    ignored, smoothing = options["ignore_index"], options["label_smoothing"]
+    z_loss, cap = options["z_loss"], options["softcap"]
+
+    def make(own: Sequence[Any], empty: Empty) -> Iterable[Any]:
+        return _launches(_kernels().cross_entropy.operation(asked, options, *own), empty)
+
+    kind = asked, ignored, smoothing != 0, cap != 0, capability()
+    floats = (1.0 - smoothing, smoothing / operands[0].shape[1], z_loss, cap)
+    _launch(kind, operands, floats, make, empty)
 
 
 def cross_entropy(
@@ -194,11 +373,13 @@ def cross_entropy(
     *,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float,
+    softcap: float,
     empty: Empty,
 ) -> None:
-    from ..kernels.cupy.cross_entropy import forward
-
-    launch_raw(*forward(logits, target, weight, loss, lse, ignore_index, label_smoothing))
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    options |= {"z_loss": z_loss, "softcap": softcap}
+    _loss("LOSS", (logits, target, weight, None, None, loss, lse), options, empty)
 
 
 def cross_entropy_backward(
@@ -211,12 +392,13 @@ def cross_entropy_backward(
     *,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float,
+    softcap: float,
     empty: Empty,
 ) -> None:
-    from ..kernels.cupy.cross_entropy import backward
-
-    operands = (scale, logits, target, weight, lse, dlogits)
-    launch_raw(*backward(*operands, ignore_index, label_smoothing))
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    options |= {"z_loss": z_loss, "softcap": softcap}
+    _loss("GRADIENT", (logits, target, weight, scale, dlogits, None, lse), options, empty)
 
 
 def cross_entropy_with_grad(
@@ -229,17 +411,24 @@ def cross_entropy_with_grad(
     *,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float,
+    softcap: float,
     empty: Empty,
 ) -> None:
-    from ..kernels.cupy.cross_entropy import with_grad
-
-    operands = (scale, logits, target, weight, loss, dlogits)
-    launch_raw(*with_grad(*operands, ignore_index, label_smoothing))
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    options |= {"z_loss": z_loss, "softcap": softcap}
+    _loss("BOTH", (logits, target, weight, scale, dlogits, loss, None), options, empty)
 
 
 def target_weight(
     target: Array, weight: Array | None, out: Array, *, classes: int, ignore_index: int
 ) -> None:
-    from ..kernels.cupy.cross_entropy import target_weight as launch
+    def make(own: Sequence[Any], empty: Empty) -> Iterable[Any]:
+        return (_kernels().cross_entropy.target_weight(*own, classes, ignore_index),)
 
-    launch_raw(*launch(target, weight, out, classes, ignore_index))
+    kind = "target_weight", classes, ignore_index
+    _launch(kind, (target, weight, out), (), make, _no_scratch)
+
+
+def _no_scratch(shape: tuple[int, ...], dtype: str) -> Array:
+    raise AssertionError("a weight of targets needs no memory beside")

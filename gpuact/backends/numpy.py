@@ -24,9 +24,12 @@ import numpy.typing as npt
 from .. import reference
 from ..fusion import Dropout, Fusion
 from ..libraries import HALF
+from ..scores import Scores
 
 Array = npt.NDArray[Any]
 Empty = Callable[[tuple[int, ...], str], Array]
+
+ON_HOST = True  # so that to look at what an array holds waits for nothing
 
 # Elements of a piece. Large ones, for the threads hand the interpreter's lock to and fro between
 # any two operations: at 2^14 two threads are slower than one, here they are twice as fast.
@@ -322,23 +325,63 @@ def _rows_of(a: Array, block: tuple[slice, slice], dtype: np.dtype[Any]) -> Arra
     return np.ascontiguousarray(a[block[0], :, block[1]].swapaxes(1, 2), dtype)
 
 
-def rows(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
+def _score_operands(
+    scores: Scores, rows: Any, columns: slice, compute: np.dtype[Any]
+) -> tuple[float, Array | None, Array | None]:
+    """scale, mask and part of these rows (numbers in C order, of any shape) and columns."""
+    added = part = None
+    if scores.mask is not None:
+        mask = scores.mask[(*np.unravel_index(rows, scores.mask.shape[:-1]), columns)]
+        if mask.dtype == bool:
+            part = mask
+        else:
+            added = mask.astype(compute, copy=False)
+    if scores.causal:
+        last = np.asarray(rows)[..., None] % scores.causal
+        before = np.arange(columns.start, columns.stop) <= last
+        part = before if part is None else part & before
+    return scores.scale, added, part
+
+
+def _score_options(formula: str, scores: Scores | None) -> dict[str, Any]:
+    """What the formula itself takes of them."""
+    if scores is None:
+        return {}
+    return {"zero": scores.zero} if formula == "softmax" else {"scale": scores.scale}
+
+
+def rows(
+    formula: str, arrays: Sequence[Array], out: Array, scores: Scores | None, empty: Empty
+) -> None:
     outer, n, inner = out.shape
     compute = compute_dtype(out.dtype)
     if n > LONG_ROW:
         for o, i in product(range(outer), range(inner)):
-            _long_row(formula, [a[o, :, i] for a in arrays], out[o, :, i], compute)
+            row = [a[o, :, i] for a in arrays]
+            _long_row(formula, row, out[o, :, i], scores, o * inner + i, compute)
         return
     function, _ = _formula(formula)
     axis = -1 if inner == 1 else 1  # NumPy is fastest along the last axis
+    options = _score_options(formula, scores)
+
+    def scored(x: Array, block: tuple[slice, slice]) -> Array:
+        assert scores is not None
+        numbers = np.arange(outer * inner).reshape(outer, inner)[block]
+        of_rows = numbers[:, 0] if inner == 1 else numbers
+        scale, *rest = _score_operands(scores, of_rows, slice(0, n), compute)
+        if inner > 1:
+            rest = [None if a is None else a.swapaxes(1, 2) for a in rest]
+        return reference.scores(x, scale, *rest)
 
     def work(block: tuple[slice, slice]) -> None:
         where: Any = (block[0], slice(None), 0 if inner == 1 else block[1])
-        blocks = (a[where].astype(compute, copy=False) for a in arrays)
+        blocks = [a[where].astype(compute, copy=False) for a in arrays]
+        if scores is not None and formula == "softmax":
+            blocks = [scored(blocks[0], block)]
         if out.dtype == compute:
-            function(*blocks, axis=axis, out=out[where])
+            function(*blocks, axis=axis, out=out[where], **options)
         else:
-            out[where] = function(*blocks, axis=axis)
+            out[where] = function(*blocks, axis=axis, **options)
 
     _share(work, _blocks(outer, n, inner), out.size)
 
@@ -346,24 +389,41 @@ def rows(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> Non
 LONG_ROW = 1 << 18  # elements: beyond it a row is itself cut, so that no temporary has its size
 
 
-def _long_row(formula: str, arrays: Sequence[Array], out: Array, compute: np.dtype[Any]) -> None:
+def _long_row(
+    formula: str,
+    arrays: Sequence[Array],
+    out: Array,
+    scores: Scores | None,
+    row: int,
+    compute: np.dtype[Any],
+) -> None:
     """One row in chunks: each gives its statistics, all are merged, each is then finished."""
     statistics, merge, finish = reference.CHUNKED[formula]
-    chunks = [slice(i, i + BLOCK) for i in range(0, out.size, BLOCK)]
+    chunks = [slice(i, min(i + BLOCK, out.size)) for i in range(0, out.size, BLOCK)]
     partials: list[Any] = [None] * len(chunks)
+    forward = scores is not None and formula == "softmax"
 
     def chunk(k: int) -> list[Array]:
-        return [a[chunks[k]].astype(compute, copy=False) for a in arrays]
+        values = [a[chunks[k]].astype(compute, copy=False) for a in arrays]
+        if scores is not None and forward:
+            operands = _score_operands(scores, row, chunks[k], compute)
+            values = [reference.scores(values[0], *operands)]
+        return values
 
     def measure(k: int) -> None:
         partials[k] = statistics(*chunk(k))
 
     def write(k: int) -> None:
-        out[chunks[k]] = finish(*chunk(k), *merged)
+        value = finish(*chunk(k), *merged)
+        if scores is not None and not forward:
+            value = value * compute.type(scores.scale)
+        out[chunks[k]] = value
 
     _share(measure, range(len(chunks)), out.size)
     with np.errstate(all="ignore"):
         merged = merge(*(np.array(column) for column in zip(*partials, strict=True)))
+        if scores is not None and forward and scores.zero:
+            merged = reference.spared(*merged)
     _share(write, range(len(chunks)), out.size)
 
 
@@ -382,9 +442,11 @@ def _cross_entropy(
     logits: Array,
     target: Array,
     weight: Array | None,
+    *,
     ignore_index: int,
     label_smoothing: float,
-    *,
+    z_loss: float,
+    softcap: float,
     loss: Array | None = None,
     lse: Array | None = None,
     dlogits: Array | None = None,
@@ -394,23 +456,24 @@ def _cross_entropy(
     outer, classes, inner = logits.shape
     compute = compute_dtype(logits.dtype)
     weights = None if weight is None else weight.astype(compute, copy=False)
+    options = (ignore_index, label_smoothing, z_loss)
 
     def work(block: tuple[slice, slice]) -> None:
         z = _rows_of(logits, block, compute)
         shape = z.shape
-        z = z.reshape(-1, classes)
+        z = reference.capped(z.reshape(-1, classes), softcap)
         t = _target_of(target, block, compute)
         if loss is None:
             assert lse is not None  # backward reads what forward wrote
             log_sum = lse[block].ravel()
         else:
-            value, log_sum = reference.cross_entropy(z, t, weights, ignore_index, label_smoothing)
+            value, log_sum = reference.cross_entropy(z, t, weights, *options)
             loss[block] = value.reshape(shape[:2])
             if lse is not None:
                 lse[block] = log_sum.reshape(shape[:2])
         if dlogits is not None and scale is not None:
             dz = reference.cross_entropy_backward(
-                scale[block].ravel(), z, t, weights, log_sum, ignore_index, label_smoothing
+                scale[block].ravel(), z, t, weights, log_sum, *options, softcap, stored=loss is None
             )
             dlogits[block[0], :, block[1]] = dz.reshape(shape).swapaxes(1, 2)
 
@@ -424,12 +487,10 @@ def cross_entropy(
     loss: Array,
     lse: Array,
     *,
-    ignore_index: int,
-    label_smoothing: float,
     empty: Empty,
+    **options: Any,
 ) -> None:
-    options = (logits, target, weight, ignore_index, label_smoothing)
-    _cross_entropy(*options, loss=loss, lse=lse)
+    _cross_entropy(logits, target, weight, loss=loss, lse=lse, **options)
 
 
 def cross_entropy_backward(
@@ -440,12 +501,10 @@ def cross_entropy_backward(
     lse: Array,
     dlogits: Array,
     *,
-    ignore_index: int,
-    label_smoothing: float,
     empty: Empty,
+    **options: Any,
 ) -> None:
-    options = (logits, target, weight, ignore_index, label_smoothing)
-    _cross_entropy(*options, lse=lse, dlogits=dlogits, scale=scale)
+    _cross_entropy(logits, target, weight, lse=lse, dlogits=dlogits, scale=scale, **options)
 
 
 def cross_entropy_with_grad(
@@ -456,12 +515,10 @@ def cross_entropy_with_grad(
     loss: Array,
     dlogits: Array,
     *,
-    ignore_index: int,
-    label_smoothing: float,
     empty: Empty,
+    **options: Any,
 ) -> None:
-    options = (logits, target, weight, ignore_index, label_smoothing)
-    _cross_entropy(*options, loss=loss, dlogits=dlogits, scale=scale)
+    _cross_entropy(logits, target, weight, loss=loss, dlogits=dlogits, scale=scale, **options)
 
 
 def target_weight(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
     from ..fusion import Dropout, Fusion
+    from ..scores import Scores
 
     Empty = Callable[[tuple[int, ...], str], Tensor]
 
@@ -26,6 +27,8 @@ CAPABILITY = (8, 0)  # the oldest GPUs supported; bfloat16 arithmetic begins the
 # Every kernel is compiled with these. Left to itself, ptxas spills a register or two to fit one
 # block more; 255 is the most a thread can have, and 8 warps of them fit into a GPU's 65536.
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 255}
+REGISTERS = 65536  # of an SM; ptxas would give a block of 16 warps more than it has
+SECTOR = 32  # bytes that memory is read and written by
 
 
 def why_not() -> str | None:
@@ -93,7 +96,14 @@ class Plan:
     warps: int
     numbers: tuple[int | None, ...] = ()  # the parameters before them
     device: int = -1
+    ctas: int = 1  # blocks of each program: a cluster
     compiled: Any = None
+
+
+def options(plan: Plan) -> dict[str, Any]:
+    """What a kernel is compiled with, its constexprs apart."""
+    registers = min(OPTIONS["maxnreg"], REGISTERS // (32 * plan.warps))
+    return {"num_warps": plan.warps, "num_ctas": plan.ctas, **OPTIONS, "maxnreg": registers}
 
 
 def launch(plan: Plan, args: tuple[Any, ...]) -> None:
@@ -107,8 +117,7 @@ def launch(plan: Plan, args: tuple[Any, ...]) -> None:
     """
     compiled = plan.compiled
     if compiled is None:
-        how = {**plan.constexprs, "num_warps": plan.warps, **OPTIONS}
-        plan.compiled = plan.kernel[plan.grid](*args, **how)
+        plan.compiled = plan.kernel[plan.grid](*args, **plan.constexprs, **options(plan))
         return
     stream, runtime = _stream()(plan.device), _runtime()
     args = (*args, *plan.constexprs.values())  # whose places count, though nothing is passed
@@ -121,29 +130,6 @@ def launch(plan: Plan, args: tuple[Any, ...]) -> None:
     compiled.run(
         x, y, z, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *args
     )
-
-
-def _launch_kept(
-    kernel: Any,
-    grid: tuple[int, ...],
-    args: tuple[Any, ...],
-    constexprs: dict[str, Any],
-    warps: int,
-) -> None:
-    """A launch whose plan is found by all that Triton would specialise it for."""
-    key: list[Any] = [id(kernel), grid]  # functions live as long as plans; theirs are slow hashes
-    key += [v if isinstance(v, int) else id(v) for v in constexprs.values()]
-    for a in args:
-        if isinstance(a, int | None):
-            key.append(a)
-        elif not isinstance(a, float):
-            device = a.get_device()
-            key += a.dtype, a.data_ptr() & 15, device
-    plan = _plans.get(tuple(key))
-    if plan is None:
-        whole = Plan(kernel, (*grid, 1, 1)[:3], constexprs, warps, device=device)
-        plan = _keep(tuple(key), whole)
-    launch(plan, args)
 
 
 @cache
@@ -262,6 +248,15 @@ def _packs(arrays: Sequence[Tensor], shift: bool = True) -> tuple[int, int]:
                 return pack, head
         pack //= 2
     return 1, 0
+
+
+def _sector_head(arrays: Sequence[Tensor], pack: int, head: int) -> int:
+    """As many elements more that most arrays begin so far behind the beginning of a sector."""
+
+    def aligned(more: int) -> int:
+        return sum((x.data_ptr() - more * x.element_size()) % SECTOR == 0 for x in arrays)
+
+    return max(range(head, SECTOR // min(x.element_size() for x in arrays), pack), key=aligned)
 
 
 def _tile(arrays: Sequence[Tensor], block: int, dropout: bool) -> tuple[int, dict[str, Any]]:
@@ -756,8 +751,36 @@ def reduce(formula: str, arrays: Sequence[Tensor], out: Tensor, empty: Empty) ->
         result.copy_(total)
 
 
+@dataclass(slots=True)
+class Sum:
+    """Partial sums of chunks that the shape alone fixes, if there are several; their sums."""
+
+    stages: tuple[Plan, ...]
+    partial: tuple[int, int]
+    dtype: str
+
+    def launch(self, arrays: Sequence[Tensor], out: Tensor, empty: Empty) -> None:
+        a, b = arrays[0], arrays[1] if arrays[1:] else None
+        *first, last = self.stages
+        for plan in first:
+            partial = empty(self.partial, self.dtype)
+            launch(plan, (a, b, partial, *plan.numbers))
+            a, b = partial, None
+        launch(last, (a, b, out, *last.numbers))
+
+
 def _sum(formula: str, arrays: Sequence[Tensor], out: Tensor, inner: int, empty: Empty) -> None:
-    """Two stages: partial sums of chunks that the shape alone fixes, and their sums in order."""
+    """Of what is contiguous in memory."""
+    key: list[Any] = [_sum, formula, inner, arrays[0].numel(), out.numel(), out.get_device()]
+    for a in (*arrays, out):
+        key += a.dtype, a.data_ptr() & 15
+    plans = _plans.get(tuple(key))
+    if plans is None:
+        plans = _keep(tuple(key), _sum_plans(formula, arrays, out, inner))
+    plans.launch(arrays, out, empty)
+
+
+def _sum_plans(formula: str, arrays: Sequence[Tensor], out: Tensor, inner: int) -> Sum:
     kernels = _kernels()
     compute = _compute(*(array.dtype for array in arrays), out.dtype)
     kept = out.numel()
@@ -765,84 +788,358 @@ def _sum(formula: str, arrays: Sequence[Tensor], out: Tensor, inner: int, empty:
     chunk = kernels.rows.STEPS * kernels.rows.sum_tile(summed, kept, inner)[1]
     chunks = -(-summed // chunk)
 
-    def stage(
-        formula: str, arrays: Sequence[Tensor], out: Tensor, summed: int, inner: int, chunk: int
-    ) -> None:
+    def stage(formula: str, summed: int, inner: int, chunk: int) -> Plan:
         tile_kept, tile_summed = kernels.rows.sum_tile(summed, kept, inner)
-        _launch_kept(
+        grid = kernels.rows.grid(-(-summed // chunk), -(-kept // tile_kept))
+        constexprs = {
+            "FORMULA": getattr(kernels.formulas, formula),
+            "DTYPE": _triton_dtype(compute),
+            "KEPT": tile_kept,
+            "SUMMED": tile_summed,
+        }
+        return Plan(
             kernels.rows.reduce,
-            kernels.rows.grid(-(-summed // chunk), -(-kept // tile_kept)),
-            (arrays[0], arrays[1] if arrays[1:] else None, out, summed, kept, inner, chunk),
-            {
-                "FORMULA": getattr(kernels.formulas, formula),
-                "DTYPE": _triton_dtype(compute),
-                "KEPT": tile_kept,
-                "SUMMED": tile_summed,
-            },
+            (*grid, 1, 1)[:3],
+            constexprs,
             kernels.rows.SUM_WARPS,
+            (summed, kept, inner, chunk),
+            out.get_device(),
         )
 
-    if chunks == 1:
-        stage(formula, arrays, out, summed, inner, summed)
-    else:
-        partial = empty((chunks, kept), compute)
-        stage(formula, arrays, partial, summed, inner, chunk)
-        stage("linear_dbias", (partial,), out, chunks, 1, chunks)
+    stages = [stage(formula, summed, inner, summed if chunks == 1 else chunk)]
+    if chunks > 1:
+        stages.append(stage("linear_dbias", chunks, 1, chunks))
+    return Sum(tuple(stages), (chunks, kept), compute)
 
 
-def _place(view: Tensor) -> tuple[tuple[int, int, int], int, tuple[int, ...], dict[str, Any], int]:
-    """(outer, n, inner), step, grid, tile and warps for the rows of a view.
+def prepare_total(x: Tensor, out: Tensor) -> Callable[[Tensor, Tensor, Empty], None]:
+    """The sum of arrays like x, which are contiguous, into one element."""
+    plans = _sum_plans("linear_dbias", (x,), out, 1)
+    return lambda x, out, empty: plans.launch((x,), out, empty)
 
-    Where inner is 1, the view is handed over as (1, n, outer): step is the order of its axes then.
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Rows:
+    """The launches of a row function, one after another."""
+
+    plans: tuple[Plan, ...]
+    chunks: bool  # of rows, that leave each other something of this shape
+    scratch: tuple[int, ...] | None
+    dtype: str
+
+    def launch(self, arrays: tuple[Any, ...], floats: tuple[float, ...], empty: Empty) -> None:
+        if self.chunks:
+            arrays += (empty(self.scratch, self.dtype) if self.scratch else None,)
+        for plan in self.plans:
+            launch(plan, (*arrays, *floats, *plan.numbers))
+
+
+@cache
+def _clusters(device: int) -> bool:
+    """Whether blocks can share rows: of GPUs from 9.0 on, by Triton from 3.7 on."""
+    import torch
+    import triton
+
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    if device < 0 or triton.knobs.runtime.interpret or version < (3, 7):
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _rows_key(name: Any, arrays: Sequence[Tensor | None], more: tuple[Any, ...]) -> Any:
+    """All that the launches of rows depend on."""
+    key: list[Any] = [name, *more]
+    for a in arrays:
+        if a is None:
+            key.append(None)
+        else:
+            key += a.dtype, a.data_ptr() & 31, a.shape, a.stride()
+    return (*key, cast("Tensor", arrays[0]).get_device())
+
+
+@dataclass(frozen=True)
+class View:
+    """The rows of arrays (outer, n, inner), as kernels see them; short rows share a program."""
+
+    extents: tuple[int, int, int]
+    step: int  # of axes: inner = 1 is handed over as (1, n, outer)
+    strides: tuple[int, ...]
+    pack: int  # columns that lie together, at a multiple of their size in all arrays
+    head: int  # elements from such a place, of a sector if packs are cut, to the arrays
+    cut: bool  # packs by the ends of rows
+    beside: int  # rows that lie together likewise
+
+    @classmethod
+    def of(cls, arrays: Sequence[Tensor]) -> View:
+        outer, n, inner = arrays[0].shape
+        step = 1 if inner > 1 else -1
+        extents = (outer, n, inner) if inner > 1 else (1, n, outer)
+        steps = [a.stride()[::step] for a in arrays]
+        wide = [k for k in range(3) if extents[k] > 1]
+        strides = tuple(s for each in steps for s in each)
+        pack, head = _packs(arrays)
+        while pack > 1:
+            rest = {tuple(each[k] % pack for k in wide if k != 1) for each in steps}
+            if len(rest) == 1 and all(each[1] == 1 for each in steps) and n > 1:
+                cut = head > 0 or n % pack > 0 or any(next(iter(rest)))
+                head = _sector_head(arrays, pack, head) if cut else 0
+                return cls(extents, step, strides, pack, head, cut, 1)
+            across = [each[k] % pack for each in steps for k in wide if k != 2]
+            beside = all(each[2] == 1 for each in steps)
+            if head == 0 and inner % pack == 0 and beside and not any(across):
+                return cls(extents, step, strides, 1, 0, False, pack)
+            pack //= 2
+            head %= pack
+        return cls(extents, step, strides, 1, 0, False, 1)
+
+
+def _rows_plans(
+    name: str,
+    arrays: Sequence[Tensor],
+    held: int,
+    planes: int,
+    once: bool,
+    dtype: str,
+    numbers: tuple[Any, ...],
+    constexprs: dict[str, Any],
+) -> Rows:
+    """The launches of kernel `name`, or of `name`_chunks.
+
+    held: arrays of which a row is needed twice; planes: what a chunk leaves; numbers and
+    constexprs: what a kernel takes besides.
     """
-    rows = _kernels().rows
-    outer, n, inner = view.shape
-    beside, block, whole, warps = rows.tile(n, inner)
-    step = 1
-    if inner == 1:
-        outer, inner, step = 1, outer, -1
-    grid = rows.grid(-(-inner // beside), outer)
-    return (outer, n, inner), step, grid, {"ROWS": beside, "BLOCK": block, "WHOLE": whole}, warps
+    kernels = _kernels()
+    module = kernels.cross_entropy if name.startswith("cross") else kernels.softmax
+    view = View.of(arrays)
+    outer, n, inner = view.extents
+    beside = inner if view.step == 1 else 1
+    itemsize = max(a.element_size() for a in arrays)
+    device = arrays[0].get_device()
+    g = kernels.rows.geometry(
+        n, beside, itemsize, held, dtype == "float64", _clusters(device), once
+    )
+    narrow = view.cut and g.regime == "rows"  # ends as a tile of their own cost more than they gain
+    pack, head = (1, 0) if narrow else (view.pack, view.head)
+    edge = SECTOR // min(a.element_size() for a in arrays) if view.cut and not narrow else 0
+    constexprs = {
+        **constexprs,
+        "DTYPE": _triton_dtype(dtype),
+        "ROWS": g.rows,
+        "BLOCK": g.block,
+    }
+    lanes = 32 * g.warps if g.rows == 1 else 1
+    shape = {"PACK": pack, "BESIDE": view.beside, "EDGE": edge, "LANES": lanes}
+    numbers = (*view.extents, *view.strides, head, *numbers)
+    if g.whole:
+        grid = kernels.rows.grid(-(-inner // g.rows), outer)
+        constexprs |= {"PARTS": g.parts, **shape}
+        plan = Plan(getattr(module, name), grid, constexprs, g.warps, numbers, device, g.parts)
+        return Rows((plan,), False, None, dtype)
+    tiles = outer * -(-inner // g.rows)
+    left = g.chunks + (edge > 0)
+    batch = kernels.rows.spread(tiles, g.chunks)
+    constexprs |= {"MERGE": g.merge, **shape}
+    twice = g.rows * n * itemsize * held
+    phases = {"both": (tiles if once else kernels.rows.programs(tiles, twice), 1, 1)}
+    if not planes:  # chunks have nothing to do with each other
+        batch = 1
+        phases = {"last": kernels.rows.grid(tiles, g.chunks)}
+    elif batch:
+        phases = dict.fromkeys(("first", "last"), kernels.rows.grid(tiles, -(-g.chunks // batch)))
+    numbers += tiles, g.chunks, left, batch
+    plans = tuple(
+        Plan(
+            getattr(module, f"{name}_chunks"),
+            grid,
+            {"PHASE": phase, **constexprs},
+            g.warps,
+            numbers,
+            device,
+        )
+        for phase, grid in phases.items()
+    )
+    scratch = (planes, next(iter(phases.values()))[0], g.rows, left)
+    return Rows(plans, True, scratch if planes else None, dtype)
 
 
-def rows(formula: str, arrays: Sequence[Tensor], out: Tensor, empty: Empty) -> None:
+NO_MASK = (1, 1, 1, 0, 0, 0, 0, 0)
+
+
+def _mask_place(mask: Tensor, pack: int) -> tuple[tuple[int, ...], int]:
+    """What kernels take to find a row's mask, and how many columns of it lie together."""
+    lengths, strides = list(mask.shape[:-1]), list(mask.stride()[:-1])
+    missing = 4 - len(lengths)
+    lengths, strides = [1] * missing + lengths, [0] * missing + strides
+    size = mask.element_size()
+    together = mask.stride(-1) == 1 and mask.data_ptr() % min(16, pack * size) == 0
+    apart = any(s % pack for s, k in zip(strides, lengths, strict=True) if k > 1)
+    place = (*lengths[1:], *strides, mask.stride(-1))
+    return place, pack if together and not apart else 1
+
+
+def rows(
+    formula: str, arrays: Sequence[Tensor], out: Tensor, scores: Scores | None, empty: Empty
+) -> None:
     """softmax, log_softmax or their backward, of rows along the middle axis of three."""
-    extents, step, grid, tile, warps = _place(out)
-    views = (*arrays, out)
-    _launch_kept(
-        getattr(_kernels().softmax, formula.removeprefix("log_")),
-        grid,
-        (*views, *extents, *(stride for view in views for stride in view.stride()[::step])),
-        {
-            "LOG": formula.startswith("log_"),
-            "DTYPE": _triton_dtype(_compute(*(view.dtype for view in views))),
-            **tile,
-        },
-        warps,
+    scale, mask, causal, zero = 1.0, None, 0, False
+    if scores is not None:
+        scale, mask, causal, zero = scores.scale, scores.mask, scores.causal, scores.zero
+    more = scale != 1.0, causal, zero
+    key = _rows_key(formula, (out, *arrays, mask), more)
+    plans = _plans.get(key)
+    if plans is None:
+        plans = _keep(key, _softmax_plans(formula, (*arrays, out), scores))
+    plans.launch(_given(formula, (*arrays, out), mask), (scale,), empty)
+
+
+def prepare_rows(
+    formula: str, arrays: Sequence[Tensor], out: Tensor, scores: Scores | None, empty: Empty
+) -> Callable[[tuple[Tensor, ...], float, Tensor | None], None]:
+    """`rows` of arrays, the result's last, and a mask that lie as these do; their shapes need not
+    show it."""
+    plans = _softmax_plans(formula, (*arrays, out), scores)
+    if formula.endswith("_backward") or scores is None or scores.mask is None:
+        missing = () if formula.endswith("_backward") else (None,)
+        return lambda views, scale, mask: plans.launch((*views, *missing), (scale,), empty)
+    return lambda views, scale, mask: plans.launch(_given(formula, views, mask), (scale,), empty)
+
+
+def _given(formula: str, views: tuple[Tensor, ...], mask: Tensor | None) -> tuple[Any, ...]:
+    if formula.endswith("_backward"):
+        return views
+    if mask is not None and mask.element_size() == 1:
+        mask = mask.view(_uint8())
+    return (*views, mask)
+
+
+def _softmax_plans(formula: str, views: tuple[Tensor, ...], scores: Scores | None) -> Rows:
+    scale, mask, causal, zero = 1.0, None, 0, False
+    if scores is not None:
+        scale, mask, causal, zero = scores.scale, scores.mask, scores.causal, scores.zero
+    backward = formula.endswith("_backward")
+    constexprs: dict[str, Any] = {"LOG": formula.startswith("log_"), "SCALED": scale != 1.0}
+    numbers: tuple[Any, ...] = ()
+    if not backward:
+        place: tuple[int, ...] = NO_MASK
+        together = 1
+        if mask is not None:
+            view = View.of(views)
+            place, together = _mask_place(mask, 1 if view.cut else view.pack)
+        constexprs |= {"CAUSAL": causal > 0, "ZERO": zero, "M_PACK": together}
+        numbers = (causal, *place)
+    plain = (scale, mask is None, causal, zero) == (1.0, True, 0, False)
+    return _rows_plans(
+        formula.removeprefix("log_"),
+        views,
+        1 if plain and not backward else 2,
+        1 if backward else 2,
+        False,
+        _compute(*(view.dtype for view in views)),
+        numbers,
+        constexprs,
     )
 
 
-def _loss_arguments(
-    logits: Tensor,
-    target: Tensor,
-    scale: Tensor | None,
-    dlogits: Tensor | None,
-    step: int,
+@cache
+def _uint8() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _losses(
+    what: str,  # a gradient, a loss, or both
+    arrays: Sequence[Tensor | None],  # logits, target, weight, scale, loss, lse, dlogits
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the cross-entropy kernels take after (outer, n, inner), and which kind they are."""
+    z_loss: float,
+    softcap: float,
+    empty: Empty,
+) -> None:
+    """The cross-entropy kernels do whatever they are given arrays for."""
+    logits, _, weight, *_ = arrays
+    if weight is not None and not weight.is_contiguous():
+        weight = _contiguous(weight, empty)
+        arrays = (*arrays[:2], weight, *arrays[3:])
+    kinds = label_smoothing != 0, z_loss != 0, softcap != 0
+    key = _rows_key(what, arrays, (ignore_index, *kinds))
+    plans = _plans.get(key)
+    if plans is None:
+        plans = _keep(key, _losses_plans(what, cast(Any, arrays), ignore_index, kinds))
+    classes = cast(Any, logits).shape[1]
+    plans.launch(tuple(arrays), _loss_floats(classes, label_smoothing, z_loss, softcap), empty)
+
+
+def _loss_floats(
+    classes: int, label_smoothing: float, z_loss: float, softcap: float
+) -> tuple[float, ...]:
+    share, inverse = label_smoothing / classes, 1.0 / softcap if softcap else 0.0
+    return 1.0 - label_smoothing, share, z_loss, softcap, inverse
+
+
+def prepare_losses(
+    what: str,
+    arrays: Sequence[Tensor | None],
+    empty: Empty,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+) -> Callable[..., None]:
+    """What `what` runs for arrays that lie as these do; they come in the order of `_losses`."""
+    kinds = label_smoothing != 0, z_loss != 0, softcap != 0
+    plans = _losses_plans(what, cast(Any, arrays), ignore_index, kinds)
+    classes = cast(Any, arrays[0]).shape[1]
+    floats = _loss_floats(classes, label_smoothing, z_loss, softcap)
+    return lambda *arrays: plans.launch(arrays, floats, empty)
+
+
+def _losses_plans(
+    what: str, arrays: Sequence[Any], ignore_index: int, kinds: tuple[bool, bool, bool]
+) -> Rows:
+    logits, target, weight, scale, loss, lse, dlogits = arrays
+    both = (logits, logits if dlogits is None else dlogits)
+    view = View.of(both)
     probabilities = target.ndim == 3
-    t = target.stride()[::step]
-    return (
-        *logits.stride()[::step],
-        *(t if probabilities else (t[0], 0, t[1])),
-        *((0, 0) if scale is None else scale.stride()[::step]),
-        *((0, 0, 0) if dlogits is None else dlogits.stride()[::step]),
-        ignore_index,
-        1.0 - label_smoothing,
-        label_smoothing / logits.shape[1],
-    ), {"PROBABILITIES": probabilities, "SMOOTHING": label_smoothing != 0}
+    aside = View.of((*both, target)) if probabilities else view
+    alike = (view.head - aside.head) % view.pack == 0
+    alike = alike and (view.pack, view.beside) == (aside.pack, aside.beside)
+    t = target.stride()[:: view.step]
+    smoothing, with_z_loss, capped = kinds
+    sums = probabilities or smoothing
+    added = probabilities or (smoothing and weight is not None)  # Σ q takes a sum
+    if loss is None:
+        planes = int(added)
+    else:
+        planes = 4 if sums else 3
+    # Registers: what q and weights need beside z, and what addresses of strided packs do.
+    held = 4 if added else 2 if sums or capped else 1
+    held *= 2 if view.step == 1 or (probabilities and weight is not None) else 1
+    return _rows_plans(
+        "cross_entropy",
+        both,
+        held,
+        planes,
+        loss is None or dlogits is None,
+        _compute(logits.dtype, (lse if loss is None else loss).dtype),
+        (
+            *(t if probabilities else (t[0], 0, t[1])),
+            *((0, 0) if scale is None else scale.stride()[:: view.step]),
+            ignore_index,
+        ),
+        {
+            "PROBABILITIES": probabilities,
+            "SMOOTHING": smoothing,
+            "Z_LOSS": with_z_loss,
+            "CAPPED": capped,
+            "T_PACK": view.pack if alike else 1,
+            "T_BESIDE": view.beside if alike else 1,
+        },
+    )
 
 
 def cross_entropy(
@@ -854,19 +1151,13 @@ def cross_entropy(
     *,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float,
+    softcap: float,
     empty: Empty,
 ) -> None:
     """The loss of each row, and lse."""
-    extents, step, grid, tile, warps = _place(logits)
-    more, kind = _loss_arguments(logits, target, None, None, step, ignore_index, label_smoothing)
-    weight = None if weight is None else _contiguous(weight, empty)
-    _launch_kept(
-        _kernels().cross_entropy.cross_entropy,
-        grid,
-        (logits, target, weight, None, loss, lse, None, *extents, *more),
-        {**kind, "DTYPE": _triton_dtype(_compute(logits.dtype, loss.dtype)), **tile},
-        warps,
-    )
+    arrays = logits, target, weight, None, loss, lse, None
+    _losses("cross_entropy", arrays, ignore_index, label_smoothing, z_loss, softcap, empty)
 
 
 def cross_entropy_with_grad(
@@ -879,21 +1170,13 @@ def cross_entropy_with_grad(
     *,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float,
+    softcap: float,
     empty: Empty,
 ) -> None:
     """The loss of each row, and scale times its gradient."""
-    extents, step, grid, tile, warps = _place(logits)
-    more, kind = _loss_arguments(
-        logits, target, scale, dlogits, step, ignore_index, label_smoothing
-    )
-    weight = None if weight is None else _contiguous(weight, empty)
-    _launch_kept(
-        _kernels().cross_entropy.cross_entropy,
-        grid,
-        (logits, target, weight, scale, loss, None, dlogits, *extents, *more),
-        {**kind, "DTYPE": _triton_dtype(_compute(logits.dtype, loss.dtype)), **tile},
-        warps,
-    )
+    arrays = logits, target, weight, scale, loss, None, dlogits
+    _losses("with_grad", arrays, ignore_index, label_smoothing, z_loss, softcap, empty)
 
 
 def cross_entropy_backward(
@@ -906,22 +1189,13 @@ def cross_entropy_backward(
     *,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float,
+    softcap: float,
     empty: Empty,
 ) -> None:
     """scale times the gradient of each row, from lse."""
-    extents, step, grid, tile, warps = _place(logits)
-    more, kind = _loss_arguments(
-        logits, target, scale, dlogits, step, ignore_index, label_smoothing
-    )
-    weight = None if weight is None else _contiguous(weight, empty)
-    tile.pop("WHOLE")  # nothing of a row is needed twice
-    _launch_kept(
-        _kernels().cross_entropy.cross_entropy_backward,
-        grid,
-        (scale, logits, target, weight, lse, dlogits, *extents, *more),
-        {**kind, "DTYPE": _triton_dtype(_compute(logits.dtype, lse.dtype)), **tile},
-        warps,
-    )
+    arrays = logits, target, weight, scale, None, lse, dlogits
+    _losses("backward", arrays, ignore_index, label_smoothing, z_loss, softcap, empty)
 
 
 def target_weight(
@@ -933,21 +1207,33 @@ def target_weight(
     ignore_index: int,
 ) -> None:
     """The weight of each row's class: 1 without weights, 0 where the row is ignored."""
+    key = _rows_key("target_weight", (target, weight, out), (classes, ignore_index))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _keep(key, _target_weight_plan(target, weight, out, classes, ignore_index))
+    launch(plan, (target, weight, plan.numbers[0], out, *plan.numbers[1:]))
+
+
+def prepare_target_weight(
+    target: Tensor, weight: Tensor | None, out: Tensor, *, classes: int, ignore_index: int
+) -> Callable[[Tensor, Tensor | None, Tensor], None]:
+    """`target_weight` of arrays that lie as these do."""
+    plan = _target_weight_plan(target, weight, out, classes, ignore_index)
+    step, *numbers = plan.numbers
+    return lambda target, weight, out: launch(plan, (target, weight, step, out, *numbers))
+
+
+def _target_weight_plan(
+    target: Tensor, weight: Tensor | None, out: Tensor, classes: int, ignore_index: int
+) -> Plan:
     kernels = _kernels()
     block = kernels.elementwise.block(4)
-    _launch_kept(
+    step = 0 if weight is None else weight.stride(0)
+    return Plan(
         kernels.cross_entropy.target_weight,
-        (-(-out.numel() // block),),
-        (
-            target,
-            weight,
-            0 if weight is None else weight.stride(0),
-            out,
-            *target.shape,
-            *target.stride(),
-            classes,
-            ignore_index,
-        ),
+        (-(-out.numel() // block), 1, 1),
         {"DTYPE": _triton_dtype(_compute(out.dtype)), "BLOCK": block},
         kernels.elementwise.WARPS,
+        (step, *target.shape, *target.stride(), classes, ignore_index),
+        out.get_device(),
     )

@@ -17,7 +17,7 @@ from ..catalogue import FUNCTIONS, Function
 from ..dispatch import Call
 from ..fusion import Fusion
 from ..libraries import library_of
-from ..operations import Loss
+from ..operations import Loss, PreparedLoss
 from ..routes import Route
 
 Tensor = torch.Tensor
@@ -160,27 +160,37 @@ def fused(call: Call, fusion: Fusion, x: Tensor, *operands: Operand) -> Tensor:
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, function: Function, backend: str, x: Tensor, axes: tuple[int, ...]
+        ctx: Any,
+        function: Function,
+        backend: str,
+        work: Callable[[Tensor], Tensor],
+        x: Tensor,
+        axes: tuple[int, ...],
+        scale: float,
     ) -> Tensor:
-        y = operations.rows(_call(backend, x), function.forward, (x,), axes)
+        y = work(x)
         ctx.save_for_backward(y)
-        ctx.function, ctx.backend, ctx.axes = function, backend, axes
-        return cast(Tensor, y)
+        ctx.function, ctx.backend, ctx.axes, ctx.scale = function, backend, axes, scale
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        function: Function = ctx.function
-        call = _call(ctx.backend, dy)
-
-        def work(dy: Tensor, y: Tensor) -> Tensor:
-            return cast(Tensor, operations.rows(call, function.backward, (dy, y), ctx.axes))
-
-        name = f"{function.name}_backward"
-        return None, None, calls.underived(call, name, work, dy, *ctx.saved_tensors), None
+        (y,) = ctx.saved_tensors
+        dx = calls.row_gradient(ctx.function, ctx.backend, dy, y, ctx.axes, ctx.scale)
+        return None, None, None, dx, None, None
 
 
-def rows(function: Function, backend: str, x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, _Rows.apply(function, backend, x, axes))  # type: ignore[no-untyped-call]
+def rows(
+    function: Function,
+    backend: str,
+    work: Callable[[Tensor], Tensor],
+    x: Tensor,
+    axes: tuple[int, ...],
+    scale: float,
+) -> Tensor:
+    """work: what computes y of x; of the scores backward reads the scale alone."""
+    step: Any = _Rows
+    return cast(Tensor, step.apply(function, backend, work, x, axes, scale))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -192,9 +202,13 @@ class _CrossEntropy(torch.autograd.Function):
         weight: Tensor | None,
         logits: Tensor,
         target: Tensor,
+        prepared: PreparedLoss | None,
     ) -> tuple[Tensor, Tensor]:
-        call = _call(backend, logits)
-        value, lse = operations.cross_entropy(call, logits, target, weight, loss)
+        if prepared is None:
+            call = _call(backend, logits)
+            value, lse = operations.cross_entropy(call, logits, target, weight, loss)
+        else:
+            value, lse = prepared(logits, target, weight)
         ctx.save_for_backward(logits, target, weight, lse)
         ctx.backend, ctx.loss = backend, loss
         ctx.set_materialize_grads(False)  # an output that nobody used comes back as None
@@ -203,8 +217,12 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         loss: Loss = ctx.loss
+        *_, wanted, target_wanted, _ = ctx.needs_input_grad
+        usual = wanted and not target_wanted and dloss is not None and dlse is None
+        if usual and not torch.is_grad_enabled():
+            dlogits = calls.loss_gradient(ctx.backend, loss, dloss, *ctx.saved_tensors)
+            return (None, None, None, dlogits, None, None)
         call = _call(ctx.backend, ctx.saved_tensors[0])
-        *_, wanted, target_wanted = ctx.needs_input_grad
 
         def work(
             dloss: Tensor | None,
@@ -220,8 +238,7 @@ class _CrossEntropy(torch.autograd.Function):
                     call, dloss, logits, target, weight, lse, loss
                 )
             if wanted and dlse is not None:
-                s = operations.rows(call, FUNCTIONS["softmax"].forward, (logits,), (loss.axis,))
-                by_lse = s * dlse.unsqueeze(loss.axis).to(s.dtype)
+                by_lse = _lse_gradient(call, dlse, logits, loss)
                 dlogits = by_lse if dlogits is None else dlogits + by_lse
             if target_wanted and dloss is not None:
                 dtarget = _target_gradient(call, dloss, logits, weight, loss).to(target.dtype)
@@ -229,7 +246,18 @@ class _CrossEntropy(torch.autograd.Function):
 
         inputs = (dloss, dlse, *ctx.saved_tensors)
         gradients = calls.underived(call, "cross_entropy_backward", work, *inputs)
-        return (None, None, None, *gradients)
+        return (None, None, None, *gradients, None)
+
+
+def _lse_gradient(call: Call, dlse: Tensor, logits: Tensor, loss: Loss) -> Tensor:
+    """By logits lse has the gradient S; under a cap S of capped logits, times the cap's slope."""
+    z, slope = logits, None
+    if loss.softcap:
+        t = torch.tanh(logits.to(dlse.dtype) / loss.softcap)
+        z, slope = loss.softcap * t, (1 - t) * (1 + t)
+    s = operations.rows(call, FUNCTIONS["softmax"].forward, (z,), (loss.axis,))
+    gradient = s * dlse.unsqueeze(loss.axis).to(s.dtype)
+    return cast(Tensor, gradient if slope is None else (gradient * slope).to(logits.dtype))
 
 
 def _target_gradient(
@@ -237,6 +265,8 @@ def _target_gradient(
 ) -> Tensor:
     """By probabilities Y the loss is linear: -(1 - ε) w log S, scaled by the reduction."""
     z = logits.to(dloss.dtype)
+    if loss.softcap:
+        z = loss.softcap * torch.tanh(z / loss.softcap)
     log_s = operations.rows(call, FUNCTIONS["log_softmax"].forward, (z,), (loss.axis,))
     gradient = log_s * (loss.label_smoothing - 1)
     if weight is not None:
@@ -249,10 +279,59 @@ def _target_gradient(
 
 
 def cross_entropy(
-    backend: str, loss: Loss, weight: Tensor | None, logits: Tensor, target: Tensor
+    backend: str,
+    loss: Loss,
+    weight: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    prepared: PreparedLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    result = _CrossEntropy.apply(backend, loss, weight, logits, target)  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, Tensor], result)
+    step: Any = _CrossEntropy
+    return cast(tuple[Tensor, Tensor], step.apply(backend, loss, weight, logits, target, prepared))
+
+
+class _GradientInForward(torch.autograd.Function):
+    """Forward finds the gradient in the pass that finds the loss, and keeps nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, loss: Loss, weight: Tensor | None, logits: Tensor, target: Tensor
+    ) -> Tensor:
+        call = _call(backend, logits)
+        value, dlogits = operations.cross_entropy_with_grad(call, logits, target, weight, loss)
+        ctx.save_for_backward(dlogits)
+        ctx.backend, ctx.used = backend, False
+        return cast(Tensor, value)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "gpuact.cross_entropy: a gradient that can be differentiated again was asked of "
+                "gradient_in_forward=True, which keeps no logits to differentiate by; allowed is "
+                "gradient_in_forward=False"
+            )
+        if ctx.used:
+            raise RuntimeError(
+                "gpuact.cross_entropy: a second backward came through gradient_in_forward=True, "
+                "which keeps the gradient alone, and the first backward has taken it; allowed is "
+                "one backward, or gradient_in_forward=False"
+            )
+        ctx.used = True
+        (dlogits,) = ctx.saved_tensors
+        # Nobody else has this memory. The factor is read where it lies: to look whether it is 1
+        # would wait for the device.
+        factor = dloss.reshape([1] * dlogits.ndim)
+        call, kernel = _call(ctx.backend, dlogits), FUNCTIONS["linear"].backward
+        operations.elementwise(call, kernel, (dlogits,), (factor,), dlogits)
+        return None, None, None, dlogits, None
+
+
+def gradient_in_forward(
+    backend: str, loss: Loss, weight: Tensor | None, logits: Tensor, target: Tensor
+) -> Tensor:
+    step: Any = _GradientInForward
+    return cast(Tensor, step.apply(backend, loss, weight, logits, target))
 
 
 class _Underivable(torch.autograd.Function):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 
@@ -28,8 +28,17 @@ C_TYPES = {
     "uint64": ("unsigned long long", ""),
 }
 
-# What launch_raw takes: module, kernel, grid, block, arguments
-Launch = tuple[Any, str, tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
+
+class Launch(NamedTuple):
+    """What launch_raw takes."""
+
+    module: Any
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    shared: int = 0  # bytes of shared memory, beside what the kernel declares
+    cluster: int = 1  # blocks of a cluster, as the kernel declares it
 
 
 def text(header: str) -> str:
@@ -42,9 +51,13 @@ def compute_name(*dtypes: str) -> str:
     return "float64" if "float64" in dtypes else "float32"
 
 
-def raw_module(types: Mapping[str, str], *texts: str) -> Any:
-    """A module of extern "C" kernels whose types are named by typedef: no mangled names."""
-    return cupy.RawModule(code="".join([typedefs(types), *texts]), options=("-std=c++17",))
+def raw_module(types: Mapping[str, str], *texts: str, contract: bool = True) -> Any:
+    """A module of extern "C" kernels whose types are named by typedef: no mangled names.
+
+    contract: whether products and sums may become one operation.
+    """
+    options = ("-std=c++17", *(() if contract else ("--fmad=false",)))
+    return cupy.RawModule(code="".join([typedefs(types), *texts]), options=options)
 
 
 def typedefs(types: Mapping[str, str]) -> str:
@@ -57,19 +70,3 @@ def element_strides(array: Any) -> tuple[int, ...]:
     """Strides in elements, as the kernels count."""
     size = array.itemsize
     return tuple([stride // size for stride in array.strides])
-
-
-# Threads of the block that takes a row: (rows up to this length, threads). A thread takes eight
-# columns at a time. Of 512 threads each may use 128 registers, which float64 needs. The bits of a
-# row depend on its block, so nothing but the row's length may choose it.
-BLOCKS = ((256, 32), (1024, 128), (8192, 256), (None, 512))
-
-# With more rows than this a block takes several; an H200 holds 132 × 32 blocks at once.
-MAX_BLOCKS = 1 << 16
-
-
-def row_geometry(shape: tuple[int, int, int]) -> tuple[tuple[int], tuple[int]]:
-    """Grid and block for a kernel over the rows of an (outer, n, inner) array."""
-    outer, n, inner = shape
-    threads = next(threads for longest, threads in BLOCKS if longest is None or n <= longest)
-    return (min(outer * inner, MAX_BLOCKS),), (threads,)

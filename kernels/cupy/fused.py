@@ -62,13 +62,13 @@ def module(
     types["T_gate"] = gate[1]
     defined["GATE"] = SPELLED[gate[0]].format("T_gate")
     macros = "".join(f"#define {name} {value}\n" for name, value in defined.items())
-    headers = ("formulas", "rows", "packs", "philox", "fused", "fused_backward")
+    headers = ("formulas", "compute", "packs", "philox", "fused", "fused_backward")
     return raw_module(types, macros, "constexpr int WIDTH = WIDTH_;\n", *map(_header, headers))
 
 
 @cache
 def merge_module(compute: str, result: str) -> Any:
-    return raw_module({"C": compute, "R": result}, *map(_header, ("rows", "merge")))
+    return raw_module({"C": compute, "R": result}, *map(_header, ("compute", "merge")))
 
 
 def _header(name: str) -> str:
@@ -240,13 +240,14 @@ def launches(
     ]
     words = NO_WORDS if dropout is None else _words(dropout)
     args = (dy, x, *read, gate, *numbers, dx, dgate, *written, *words, *found.geometry)
-    yield found.kernels, "fused_backward", (found.blocks,), (THREADS,), args
+    yield Launch(found.kernels, "fused_backward", (found.blocks,), (THREADS,), args)
 
     across, along = MANY_CHANNELS if found.kept >= MANY_CHANNELS[0] else FEW_CHANNELS
     for k, kernels, direct in found.stages:
         result = dparams[k] if direct else empty((found.kept,), found.compute)
         merge = (written[k], result, *found.merge)
-        yield kernels, "merge_blocks", (-(-found.kept // across),), (across, along), merge
+        blocks = -(-found.kept // across)
+        yield Launch(kernels, "merge_blocks", (blocks,), (across, along), merge)
         if not direct:
             yield from reduce.launches("linear_dbias", (result,), dparams[k].reshape((1,)), empty)
 

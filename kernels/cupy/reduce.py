@@ -24,7 +24,7 @@ def module(formula: str, a: str, b: str, result: str, compute: str) -> Any:
     return raw_module(
         {"A": a, "B": b, "R": result, "C": compute},
         f"#define TERM gpuact::{formula}\n",
-        *map(text, ("formulas.cuh", "rows.cuh", "reduce.cuh")),
+        *map(text, ("formulas.cuh", "compute.cuh", "reduce.cuh")),
     )
 
 
@@ -68,7 +68,8 @@ def stage(
     # the kernel divides by `inner`, also where there is nothing to sum
     sizes = (outer, kept, inner, chunk) if outer * inner else (0, kept, 1, 0)
     grid = (-(-kept // across), chunks)
-    return kernels, "sum_terms", grid, (across, along), (a, *a_strides, b, *b_strides, sums, *sizes)
+    arguments = (a, *a_strides, b, *b_strides, sums, *sizes)
+    return Launch(kernels, "sum_terms", grid, (across, along), arguments)
 
 
 def axis_groups(

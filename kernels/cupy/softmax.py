@@ -1,25 +1,38 @@
-"""softmax and log_softmax, forward and backward: their module and the geometry of a launch."""
+"""softmax and log_softmax, forward and backward: what their kernels are told."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import Launch, compute_name, element_strides, raw_module, row_geometry, text
+import numpy as np
 
+from . import element_strides
+from .rows import Operation, view_arguments
 
-@cache
-def module(a: Any, b: Any, result: Any) -> Any:
-    """The kernels for arrays of these dtypes; the key is dtypes since their names take long."""
-    types = {"A": a.name, "B": b.name, "R": result.name, "C": compute_name(result.name)}
-    return raw_module(types, text("rows.cuh"), text("softmax.cuh"))
+if TYPE_CHECKING:
+    from ...scores import Scores
 
 
-def launch(formula: str, arrays: Sequence[Any], out: Any) -> Launch:
-    """`formula` over axis 1 of (outer, n, inner) arrays."""
-    operands = [arg for array in (*arrays, out) for arg in (array, *element_strides(array))]
-    grid, block = row_geometry(out.shape)
-    outer, n, inner = out.shape
-    kernels = module(arrays[0].dtype, arrays[-1].dtype, out.dtype)
-    return kernels, formula, grid, block, (*operands, outer * inner, n, inner)
+def operation(
+    formula: str, arrays: Sequence[Any], out: Any, scores: Scores | None
+) -> tuple[Operation, tuple[Any, ...]]:
+    """`formula` over axis 1 of (outer, n, inner) arrays, and which arrays these are."""
+    views = (*arrays, out)
+    scale = 1.0 if scores is None else scores.scale
+    given = [*(argument for view in views for argument in view_arguments(view)), scale]
+    macros: dict[str, Any] = {"LOG": str(formula.startswith("log_")).lower()}
+    if formula.endswith("_backward"):
+        macros["BACKWARD"] = 1
+        return Operation("softmax", formula, tuple(given), {}, macros, 2), views
+    mask = None if scores is None else scores.mask
+    strides, sizes = (0,) * 5, (1,) * 4
+    if mask is not None:
+        missing = 5 - mask.ndim
+        strides = (0,) * missing + element_strides(mask)
+        sizes = (1,) * missing + mask.shape[:-1]
+    macros["MASK"] = 0 if scores is None else 3 if mask is None else 1 if mask.dtype == bool else 2
+    causal, zero = (0, 0) if scores is None else (scores.causal, scores.zero)
+    given += [mask, strides[-1], *sizes, *strides[:-1], causal, np.int32(zero)]
+    plain = scores is None
+    return Operation("softmax", formula, tuple(given), {}, macros, 2, plain=plain), views

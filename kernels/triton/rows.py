@@ -1,21 +1,61 @@
 """What kernels over rows share, and sums over axes.
 
-A view has three axes, (outer, n, inner), and a row runs along the middle one. A program holds ROWS
-rows that lie beside each other along inner, as a tile [ROWS, BLOCK]: the whole row where it fits
-(WHOLE), else a chunk of it. The host hands a view with inner = 1 over as (1, n, outer), so that
-short rows share a program too. What belongs to a row has the shape [ROWS, 1].
+A view has three axes, (outer, n, inner), and a row runs along the middle one. A tile holds ROWS
+rows that lie beside each other along inner, [ROWS, BLOCK]: whole rows, or a chunk of each. The host
+hands a view with inner = 1 over as (1, n, outer), so that short rows share a program too. Over a
+cluster of PARTS blocks the tile is [PARTS·ROWS, BLOCK]: each block has a part of every row. What
+belongs to a row, or to a part of it, has the shape [PARTS·ROWS, 1].
+
+Rows that are contiguous but begin anywhere consist of a body, whole packs from a sector of memory
+on, and of what lies before and behind it. Masks that cut no pack leave accesses wide; the ends are
+a tile of their own, an element for each thread, of which those of two sectors exist.
+
+The same bits: how a row is cut, and the order in which a tile adds up, follow from n, inner, dtype
+and, where a row's ends cut packs, the address modulo 32; never from how many rows there are. Chunks
+leave what they know of a row in memory, and whoever finishes the row merges that in one and the
+same way.
 """
+
+from dataclasses import dataclass
+from functools import lru_cache
 
 import triton
 import triton.language as tl
 
 from .formulas import INTERPRETED, exp, rounded
 
-TILE = 1024  # elements a program has at least, by taking more rows: 8 for each thread of 4 warps
-WIDEST = 4096  # elements a program holds at most: 16 a thread of 8 warps; the rest goes by chunks
-BESIDE = 32  # rows side by side where the axis is not the last: 64 to 256 contiguous bytes
+SIDE = 128  # bytes beside each other, where the axis is not the last
+TOGETHER = 4096  # bytes of short rows that one program takes, at least: two packs for a thread
+WARPS = {2048: 4, 8192: 8, 32768: 16}  # of 32-bit words in a tile: 16 to 64 for a thread
+CHUNK = 32768  # bytes of all arrays read: on their way at once, they keep one SM's share busy
 
-STEPS = 16  # tiles of TILE elements that one program adds up; its chunk of a sum
+
+@dataclass(frozen=True)
+class Regime:
+    """Who computes a row of so many 32-bit words in registers, all arrays that stay there."""
+
+    name: str
+    words: int  # at most; of half types too, which are computed with as float32
+    blocks: int  # that share the row
+
+
+# The first that holds the row. Beyond the table, and where there are no clusters, chunks: "passes",
+# one program for a row, or "spread", as many as it has chunks.
+REGIMES = (
+    Regime("rows", 1024, 1),  # a row is less than one pack for each thread of 4 warps
+    Regime("row", 32768, 1),  # 64 registers for each thread of 16 warps, half of all there are
+    Regime("cluster", 65536, 2),  # as many, of each block
+    Regime("cluster", 131072, 4),
+    Regime("cluster", 262144, 8),  # 16 blocks are beyond what every GPU with clusters takes
+)
+
+# An H100's; other GPUs' are near enough.
+SMS = 132
+LIVE = 32 << 20  # bytes of rows under way that surely stay in an L2 cache of 40 or 50 MB
+FEWEST = 64  # programs, of 32 KiB of loads each, that reach most of the memory's rate
+
+TILE = 1024  # elements of a tile of sums: 8 for each thread of 4 warps
+STEPS = 16  # such tiles that one program adds up; its chunk of a sum
 SUM_WARPS = 4
 ACROSS = 64  # elements a tile takes along a strided axis; beside them 64 bytes of float32
 
@@ -27,17 +67,67 @@ def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def tile(n: int, inner: int) -> tuple[int, int, bool, int]:
-    """(ROWS, BLOCK, WHOLE, warps) for rows of n elements, inner of which lie side by side.
+@dataclass(frozen=True)
+class Geometry:
+    """How rows are tiled, and how many programs take how much of them."""
 
-    Never from how many rows there are: a row's bits must not depend on its neighbours.
+    regime: str
+    rows: int
+    block: int
+    parts: int  # blocks of a cluster
+    warps: int
+    chunks: int  # of a row; 1 where it is whole
+    merge: int  # partial results merged at a time
+
+    @property
+    def whole(self) -> bool:
+        return self.regime in ("rows", "row", "cluster")
+
+
+def _warps(words: int) -> int:
+    return next(w for most, w in WARPS.items() if words <= most)
+
+
+@lru_cache(maxsize=4096)
+def geometry(
+    n: int, inner: int, itemsize: int, held: int, wide: bool, clusters: bool, once: bool = False
+) -> Geometry:
+    """For rows of n elements, inner of which lie side by side.
+
+    held: arrays whose rows are needed twice; wide: computed in float64; once: nothing is needed
+    twice, so that chunks are as good as a whole row. Never from how many rows there are: a row's
+    bits must not depend on its neighbours.
     """
-    side = min(BESIDE, _power_of_2(inner))
-    block = min(_power_of_2(n), WIDEST // side)
-    rows = max(side, TILE // block)
-    if inner > 1:
-        rows = min(rows, _power_of_2(inner))
-    return rows, block, n <= block, 4 if rows * block <= 2 * TILE else 8
+    words = held * (2 if wide else 1)
+    side = min(SIDE // itemsize, _power_of_2(inner))
+    if side > 1 and itemsize < 4:
+        words *= 2  # half types: the addresses of strided packs take as many registers
+    block = _power_of_2(n)
+    for regime in REGIMES:
+        short = regime.name == "rows"
+        if regime.blocks > 1 and (wide or once or not clusters):
+            continue
+        if (block if short and side == 1 else side * block * words) <= regime.words:
+            rows = max(side, TOGETHER // itemsize // block) if short else side
+            rows = min(rows, _power_of_2(inner)) if inner > 1 else rows
+            part = block // regime.blocks
+            warps = _warps(rows * part * words)
+            return Geometry(regime.name, rows, part, regime.blocks, warps, 1, 1)
+    chunk = CHUNK // itemsize // held // side
+    chunks = -(-n // chunk)
+    warps = _warps(side * chunk * min(words, 2))
+    merge = max(1, 32 * warps // side)  # a thread has one: what it reads, no other has to read
+    return Geometry("passes", side, chunk, 1, warps, chunks, merge)
+
+
+def spread(tiles: int, chunks: int) -> int:
+    """How many chunks a program takes, where rows are too few to give every SM one; else 0."""
+    return -(-chunks // max(1, 2 * SMS // tiles)) if tiles < SMS else 0
+
+
+def programs(tiles: int, row: int) -> int:
+    """How many programs take tiles of so many bytes, which they read twice, one after another."""
+    return min(tiles, max(FEWEST, LIVE // row))
 
 
 def sum_tile(summed: int, kept: int, inner: int) -> tuple[int, int]:
@@ -66,18 +156,64 @@ def second():
 
 
 @triton.jit
-def place(outer, inner, ROWS: tl.constexpr):
-    """Where this program's rows are: outer index, inner indices, and which of them exist."""
+def place(outer, inner, ROWS: tl.constexpr, PARTS: tl.constexpr, BESIDE: tl.constexpr):
+    """Where this program's rows are: outer index, inner indices, which exist; and their parts."""
+    r = tl.arange(0, PARTS * ROWS)[:, None]
     o = second()
-    i = first() * ROWS + tl.arange(0, ROWS)[:, None]
-    return o, i, (o < outer) & (i < inner)
+    i = first() * ROWS + r % ROWS
+    return o, i, (o < outer) & (i < inner // BESIDE * BESIDE), r // ROWS
 
 
 @triton.jit
-def columns(start, n, exists, BLOCK: tl.constexpr):
-    """The columns of the chunk that begins at start, and which elements of it exist."""
-    c = tl.arange(0, BLOCK)[None, :].to(tl.int64) + start
-    return c, exists & (c < n)
+def place_of(tile, outer, inner, ROWS: tl.constexpr, BESIDE: tl.constexpr):
+    """`place` of a tile of rows, counted along inner first."""
+    tiles = (tl.full((), inner, tl.int64) + ROWS - 1) // ROWS
+    o = tile // tiles
+    i = (tile - o * tiles) * ROWS + tl.arange(0, ROWS)[:, None]
+    return o, i, (o < outer) & (i < inner // BESIDE * BESIDE)
+
+
+@triton.jit
+def span(offset, n, PACK: tl.constexpr, EDGE: tl.constexpr):
+    """(start, length) of a row's body; offset: elements from a sector's beginning to the row."""
+    if EDGE:
+        start = ((-offset) & (EDGE - 1)).to(tl.int32)
+        return start, (n - start) // PACK * PACK
+    else:
+        return tl.full((), 0, tl.int32), n
+
+
+@triton.jit
+def columns(
+    base, length, part, exists, BLOCK: tl.constexpr, PARTS: tl.constexpr, PACK: tl.constexpr
+):
+    """Columns of a tile, counted from `base` in the body, and which exist; no pack is cut."""
+    left = tl.minimum(length - base, BLOCK * PARTS).to(tl.int32) // PACK * PACK
+    j = part * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return j, exists & (j < left)
+
+
+@triton.jit
+def at(array, offset, j, step, PACK: tl.constexpr, BESIDE: tl.constexpr):
+    """Pointers to a tile: PACK columns, or BESIDE rows, lie at a multiple of their size."""
+    size: tl.constexpr = array.dtype.element_ty.primitive_bitwidth // 8
+    if PACK > 1:
+        aligned: tl.constexpr = PACK * size if PACK * size < 16 else 16
+        return tl.multiple_of(array + offset + j, [1, aligned])
+    elif BESIDE > 1:
+        side_aligned: tl.constexpr = BESIDE * size if BESIDE * size < 16 else 16
+        return tl.multiple_of(array + offset + j.to(tl.int64) * step, [side_aligned, 1])
+    else:
+        return array + offset + j.to(tl.int64) * step
+
+
+@triton.jit
+def ends(start, length, n, part, exists, LANES: tl.constexpr, EDGE: tl.constexpr):
+    """Columns before the body and behind it, at most EDGE each, and which of them there are."""
+    e = tl.arange(0, LANES)[None, :]
+    c = tl.where(e < EDGE, start - EDGE, start + length - EDGE) + e
+    mine = ((e < EDGE) & (c >= 0)) | ((e >= EDGE) & (e < 2 * EDGE) & (c < n))
+    return c, exists & (part == 0) & mine
 
 
 @triton.jit
@@ -100,29 +236,137 @@ def total(x):
 
 
 @triton.jit
-def maximum_and_sum(x):
-    """(m, sum of e^(x - m)) of whole rows; elements that do not exist are -inf, which adds 0."""
-    m = finite(maximum(x))
-    return m, total(exp(x - m))
+def joined(m, s, n, t):
+    """(max, sum) of two parts; m and n are finite, or -inf where there is nothing."""
+    top = tl.maximum(m, n)
+    return top, s * exp(m - finite(top)) + t * exp(n - finite(top))
 
 
 @triton.jit
-def accumulate(m, s, x):
-    """One chunk more in each lane's own running maximum and sum, for one exponential.
+def meet():
+    """All threads of a cluster; what they wrote before is seen by all behind."""
+    tl.inline_asm_elementwise(
+        "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned; "
+        "mov.b32 $0, 0;",
+        "=r", [], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
-    Whichever of the two is larger, the other is e^-|x - m| of it. NaN never is the larger, so it
-    stays out of m and enters s.
+
+@triton.jit
+def leave():
+    """Says that this thread reads no other block's memory any more."""
+    tl.inline_asm_elementwise(
+        "barrier.cluster.arrive.relaxed.aligned; mov.b32 $0, 0;",
+        "=r", [], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def left():
+    """A block must not end before all have said so."""
+    tl.inline_asm_elementwise(
+        "barrier.cluster.wait.aligned; mov.b32 $0, 0;",
+        "=r", [], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def posted(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr):
+    """Two numbers of each row's part, where the other blocks find them: the place in each block.
+
+    Triton 3.7 reduces within a block only. A thread with several rows has a box for each; threads
+    with the same row write the same.
     """
-    d = exp(-tl.abs(x - finite(m)))
-    larger = x > m
-    return tl.where(larger, x, m), tl.where(larger, s * d + 1.0, s + d)
+    slot = tl.arange(0, PARTS * ROWS)[:, None] % ROWS
+    return tl.inline_asm_elementwise(
+        """{
+        .shared .align 8 .b8 box[512];
+        mov.u32 $0, box;
+        mad.lo.u32 $0, $3, 8, $0;
+        st.shared.v2.f32 [$0], {$1, $2};
+        }""",
+        "=&r,f,f,r", [a, b, slot], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
-def merged(m, s):
-    """(m, sum) of whole rows from those of their lanes."""
+def fetched(box, PART: tl.constexpr):
+    """What the block with this part of the rows has posted."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 there;
+        mapa.shared::cluster.u32 there, $2, $3;
+        ld.shared::cluster.v2.f32 {$0, $1}, [there];
+        }""",
+        "=f,=f,r,r", [box, tl.full((), PART, tl.int32)], dtype=(tl.float32, tl.float32),
+        is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def among_parts(m, s, ROWS: tl.constexpr, PARTS: tl.constexpr):
+    """`joined`, over the blocks of a cluster; `left` has to follow."""
+    box = posted(m, s, ROWS, PARTS)
+    meet()
+    m, s = fetched(box, 0)
+    for part in tl.static_range(1, PARTS):
+        n, t = fetched(box, part)
+        m, s = joined(m, s, n, t)
+    return m, s
+
+
+@triton.jit
+def added_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr):
+    """Sums over the blocks of a cluster, as `among_parts`."""
+    box = posted(a, b, ROWS, PARTS)
+    meet()
+    a, b = fetched(box, 0)
+    for part in tl.static_range(1, PARTS):
+        c, d = fetched(box, part)
+        a += c
+        b += d
+    return a, b
+
+
+@triton.jit
+def merged_chunks(maxima, sums, chunks, ROWS: tl.constexpr, MERGE: tl.constexpr):
+    """(m, Σ e^(x - m)) of whole rows from what their chunks left, which begins where these point.
+
+    The same code for whoever finishes the rows; a lane takes every MERGE-th, then a tree.
+    """
+    m = tl.full([ROWS, MERGE], -float("inf"), maxima.dtype.element_ty)
+    s = tl.zeros([ROWS, MERGE], maxima.dtype.element_ty)
+    for first in range(0, chunks, MERGE):
+        k = first + tl.arange(0, MERGE)[None, :]
+        n = tl.load(maxima + k, mask=k < chunks, other=-float("inf"))
+        t = tl.load(sums + k, mask=k < chunks, other=0.0)
+        m, s = joined(m, s, n, t)
     top = finite(maximum(m))
-    return top, total(s * exp(m - top))
+    # The choice keeps the product out of the sum, where each thread would fuse another term's.
+    return top, total(tl.where(s == 0, 0.0, s * exp(m - top)))
+
+
+@triton.jit
+def added_chunks(sums, chunks, ROWS: tl.constexpr, MERGE: tl.constexpr):
+    """The sum of what chunks have left."""
+    s = tl.zeros([ROWS, MERGE], sums.dtype.element_ty)
+    for first in range(0, chunks, MERGE):
+        k = first + tl.arange(0, MERGE)[None, :]
+        s += tl.load(sums + k, mask=k < chunks, other=0.0)
+    return total(s)
+
+
+@triton.jit
+def moved_chunks(maxima, masses, sums, top, chunks, ROWS: tl.constexpr, MERGE: tl.constexpr):
+    """Σ q·(top - z) from chunks' Σ q and Σ q·(maximum - z)."""
+    s = tl.zeros([ROWS, MERGE], sums.dtype.element_ty)
+    for first in range(0, chunks, MERGE):
+        k = first + tl.arange(0, MERGE)[None, :]
+        m = finite(tl.load(maxima + k, mask=k < chunks, other=0.0))
+        q = tl.load(masses + k, mask=k < chunks, other=0.0)
+        s += tl.load(sums + k, mask=k < chunks, other=0.0)
+        s += tl.where(q == 0, 0.0, q * (top - m))
+    return total(s)
 
 
 @triton.jit
