@@ -15,6 +15,7 @@ import numpy as np
 
 from gpuact.catalogue import FUNCTIONS, Pass
 from gpuact.fusion import Dropout, Fusion
+from gpuact.scores import Scores
 from tests.bounds import compute_dtype
 from tests.harness import Executor, named
 
@@ -34,7 +35,11 @@ ACTIVATIONS = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
 FUSED = tuple(f"{name} {way}" for way in ("fused", "fused_backward") for name in ACTIVATIONS)
 FORMULAS = (*ELEMENTWISE, *SUMS, *FUSED, *ROWS, *LOSSES)
 
-ROW_SHAPES = ((2, 33, 1), (2, 1000, 1), (2, 1000, 3), (1, 6000, 1), (1, 70001, 1))
+ROW_SHAPES = (
+    *((2, 33, 1), (2, 1000, 1), (2, 1000, 3), (1, 6000, 1), (1, 70001, 1), (1, 131071, 1)),
+    *((1, 300, 40), (1, 1000, 64), (1, 3000, 40)),  # side by side
+)
+SCORED_SHAPES = ((2, 1000, 1), (1, 70001, 1), (1, 300, 40))
 SUM_SHAPES = (((2, 3, 9000), (1, 3, 1)), ((70, 33), (1, 33)), ((20000,), (1,)))
 # Runs of a channel that are long and short, one element each, odd; and the shape of a channel's
 # parameter, with its neighbours and without
@@ -45,7 +50,8 @@ FUSED_SHAPES = (
     ((5000,), (1,)),
     ((64, 33), (64, 33)),
 )
-OPTIONS = ((0.0, False), (0.1, True))  # label_smoothing, and whether there are weights
+# label_smoothing, whether there are weights, and what stands for z_loss and softcap
+OPTIONS = ((0.0, False, 0.0), (0.1, True, 0.0), (0.1, True, 3.0))
 TARGETS = ("int64", "int32", "probabilities")
 
 Call = tuple[str, Callable[[], None]]  # the formula, and what runs it
@@ -64,7 +70,10 @@ def calls(executor: Executor, dtype: str) -> Iterator[Call]:
             params: tuple[Any, ...] = (0.5,) * len(p.parameters)
             if len(shape) > 1:
                 params = tuple(new((1, 6, 1)) for _ in p.parameters)
-            yield formula, partial(backend.elementwise, formula, arrays, params, new(shape), empty)
+            yield (
+                formula,
+                partial(backend.elementwise, formula, arrays, params, new(shape), empty),
+            )
     for formula, p in SUMS.items():
         for shape, kept in SUM_SHAPES:
             arrays = tuple(new(shape) for _ in p.reads)
@@ -74,8 +83,21 @@ def calls(executor: Executor, dtype: str) -> Iterator[Call]:
     for formula, p in ROWS.items():
         for shape in ROW_SHAPES:
             arrays = tuple(new(shape) for _ in p.reads)
-            yield formula, partial(backend.rows, formula, arrays, new(shape), empty)
-    for target_kind, (smoothing, weighted), shape in product(TARGETS, OPTIONS, ROW_SHAPES):
+            yield formula, partial(backend.rows, formula, arrays, new(shape), None, empty)
+    for formula in ("softmax", "log_softmax"):
+        for shape in SCORED_SHAPES:
+            rows, n, inner = shape
+            x, y, wide = new(shape), new(shape), (rows * inner, n)
+            for scores in (
+                Scores(scale=0.5, causal=rows),
+                Scores(mask=new(wide, np.dtype(bool))),
+                Scores(scale=0.5, mask=new(wide), zero=True),
+            ):
+                yield formula, partial(backend.rows, formula, (x,), y, scores, empty)
+    for target_kind, option, shape in product(TARGETS, OPTIONS, ROW_SHAPES):
+        smoothing, weighted, softcap = option
+        if (target_kind == "int32" or softcap) and shape not in SCORED_SHAPES:
+            continue  # as int64, but for one load; as without a cap
         outer, classes, inner = shape
         rows = (outer, inner)
         loss, lse, scale = (new(rows, loss_kind) for _ in range(3))
@@ -84,6 +106,7 @@ def calls(executor: Executor, dtype: str) -> Iterator[Call]:
         weight = new((classes,), loss_kind) if weighted else None
         given = (new(shape), target, weight)
         how = {"ignore_index": -100, "label_smoothing": smoothing, "empty": empty}
+        how |= {"z_loss": softcap, "softcap": softcap}
         for formula, args in {
             "cross_entropy": (*given, loss, lse),
             "cross_entropy_backward": (scale, *given, lse, new(shape)),

@@ -161,7 +161,7 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
 
     def launch(plan: Any, args: tuple[Any, ...]) -> None:
         kernel, constexprs = plan.kernel, plan.constexprs
-        options = {"num_warps": plan.warps, **executor.backend.OPTIONS}
+        options = executor.backend.options(plan)
         seen = [describe(a) for a in args]
 
         def ptx_for(capability: int) -> str:
@@ -187,17 +187,22 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
     return launch
 
 
-def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[..., None]]:
+def cupy_launchers(
+    executor: Executor, run: bool = True, capability: int = TARGET
+) -> dict[str, Callable[..., Any]]:
     from tests.ptxrun import device_address, run_ptx
     from tests.ptxrun.cupyrun import Address, elementwise_source, parsed, raw_source
 
-    def launch(source: Any, name: str, grid: Any, block: Any, arrays: tuple[Any, ...]) -> None:
+    def launch(
+        source: Any, name: str, grid: Any, block: Any, arrays: tuple[Any, ...], shared: int = 0
+    ) -> None:
         dtypes = tuple(_dtype_of(a) for a in arrays if isinstance(a, np.ndarray))
         threads = int(np.prod(grid) * np.prod(block))
         _record(executor, Launch(name, dtypes, source.ptx, lambda _: source.args, threads))
         if run:
             ptx, how = _changed(executor, source.ptx(TARGET))
-            _counted(executor, run_ptx(parsed(ptx), name, grid, block, source.args, **how))
+            found = run_ptx(parsed(ptx), name, grid, block, source.args, shared, **how)
+            _counted(executor, found)
 
     def launch_elementwise(
         kernel: Any, arrays: Any, numbers: tuple[float, ...], size: int | None
@@ -211,19 +216,40 @@ def cupy_launchers(executor: Executor, run: bool = True) -> dict[str, Callable[.
         launch(source, kernel.name, grid, block, tuple(arrays))
 
     def launch_raw(
-        module: Any, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
+        module: Any,
+        name: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        shared: int = 0,
+        cluster: int = 1,
     ) -> None:
         given = [np.uint64(0) if a is None else a for a in args]  # as the backend spells None
-        launch(raw_source(module, given), name, grid, block, args)
+        launch(raw_source(module, given), name, grid, block, args, shared)
 
     def address(array: Array) -> int:
         return device_address(array)
 
     return {
         "address": address,
+        "capability": lambda: capability,
         "launch_elementwise": launch_elementwise,
         "launch_raw": launch_raw,
     }
+
+
+class _PlansOfRegimes(dict[Any, Any]):
+    """A cache of plans for tests that change the table which plans are made by."""
+
+    @staticmethod
+    def _key(key: Any) -> Any:
+        return key, import_module("gpuact.kernels.cupy.rows").REGIMES
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(self._key(key), default)
+
+    def __setitem__(self, key: Any, plan: Any) -> None:
+        super().__setitem__(self._key(key), plan)
 
 
 # -- the executors --------------------------------------------------------------------------------
@@ -237,11 +263,12 @@ def _numpy_view(
 
 
 def _to_torch(x: Array) -> Any:
+    """In memory of PyTorch's own, which begins at a multiple of 64 bytes; NumPy's at one of 16."""
     import torch
 
     if x.dtype == DTYPES["bfloat16"]:
-        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(x)
+        return torch.from_numpy(x.view(np.int16)).clone().view(torch.bfloat16)
+    return torch.from_numpy(x).clone()
 
 
 def _from_torch(x: Any) -> Array:
@@ -337,10 +364,13 @@ def torch_or_skip() -> Any:
     return torch
 
 
-def make(name: str, monkeypatch: pytest.MonkeyPatch, run: bool = True) -> Executor:
+def make(
+    name: str, monkeypatch: pytest.MonkeyPatch, run: bool = True, capability: int = TARGET
+) -> Executor:
     """The executor, or a skip with the reason why it is not to be had here.
 
-    run=False: launches are recorded and nothing is executed.
+    run=False: launches are recorded and nothing is executed. `capability` is that of the GPU that a
+    backend is to plan for, where there is none.
     """
     backend, _, place = name.partition("-")
     if place == "cuda":
@@ -350,12 +380,15 @@ def make(name: str, monkeypatch: pytest.MonkeyPatch, run: bool = True) -> Execut
     executor = EXECUTORS[name]()
     if name == "triton-ptx":
         monkeypatch.setattr(executor.backend, "launch", triton_launcher(executor, run))
+        monkeypatch.setattr(executor.backend, "_clusters", lambda device: capability >= 90)
+        monkeypatch.setattr(executor.backend, "_plans", {})  # of other launchers and GPUs
     if name == "triton-interpreter":  # NumPy warns of what a GPU computes in silence
         quiet = np.errstate(all="ignore")(executor.backend.launch)
         monkeypatch.setattr(executor.backend, "launch", quiet)
     if name == "cupy-ptx":
-        for function, replacement in cupy_launchers(executor, run).items():
+        for function, replacement in cupy_launchers(executor, run, capability).items():
             monkeypatch.setattr(executor.backend, function, replacement)
+        monkeypatch.setattr(executor.backend, "_plans", _PlansOfRegimes())
     return executor
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -36,6 +37,8 @@ TABLES = {
     "CPU": cases.CPU,
     "ELEMENTWISE_GPU": cases.ELEMENTWISE_GPU,
     "ELEMENTWISE_CPU": cases.ELEMENTWISE_CPU,
+    "ROWS_GPU": cases.ROWS_GPU,
+    "ROWS_CPU": cases.ROWS_CPU,
     "HELD": (*cases.HELD, cases.CALL),
 }
 
@@ -121,6 +124,61 @@ def test_every_elementwise_function_has_its_cases() -> None:
     }
 
 
+def test_the_rows_are_the_design_s_and_more() -> None:
+    """Bytes of N elements and M rows; each odd row has the next multiple of 8 beside it."""
+    assert cases.ROWS_GPU[: len(cases.ROW_LIMITS)] == cases.ROW_LIMITS
+    assert cases.GPU[len(cases.LIMITS) :] == cases.ROW_LIMITS
+    mn, m, smoothed = 8192 * 128256, 8192, " smoothing 0.1"
+    moved = {
+        "softmax bfloat16 32768×256": 4 * 32768 * 256,
+        "softmax bfloat16 32768×1024": 4 * 32768 * 1024,
+        "softmax bfloat16 32768×4096": 4 * 32768 * 4096,
+        "softmax bfloat16 8192×4096": 4 * 8192 * 4096,
+        "softmax bfloat16 32768×65536": 4 * 32768 * 65536,
+        "softmax bfloat16 8192×262144": 4 * 8192 * 262144,
+        "softmax float32 16384×131072": 8 * 16384 * 131072,
+        "softmax_backward bfloat16 32768×8192": 6 * 32768 * 8192,
+        "softmax_backward bfloat16 8192×131072": 6 * 8192 * 131072,
+        "log_softmax_backward bfloat16 32768×50257": 6 * 32768 * 50257,
+        "softmax float32 8192×8192 axis 0": 8 * 8192 * 8192,
+        "softmax bfloat16 4×131072": 4 * 4 * 131072,
+        "relu bfloat16 128×1024": 4 * 128 * 1024,
+    }
+    for n in (50257, 50264):
+        moved[f"log_softmax bfloat16 32768×{n}"] = 4 * 32768 * n
+    for n in (4097, 4104, 50257, 50264):
+        moved[f"softmax bfloat16 32768×{n}"] = 4 * 32768 * n
+    for end in ("", smoothed):
+        moved[f"cross_entropy bfloat16 8192×128256{end}"] = 2 * mn + 12 * m
+        moved[f"cross_entropy_with_grad bfloat16 8192×128256{end}"] = 4 * mn + 12 * m
+    assert {case.name: case.bytes for case in cases.ROWS_GPU} == moved
+    assert all(odd % 2 and even == -(-odd // 8) * 8 for _, odd, even in cases.ODD)
+    graphed = {case.name for case in cases.ROWS_GPU if case.graphed}
+    assert graphed >= {"softmax bfloat16 4×131072", "relu bfloat16 128×1024"}
+
+
+def test_the_rows_of_a_cpu_are_of_the_same_kinds() -> None:
+    def kinds(table: Sequence[cases.Case]) -> set[tuple[str, ...]]:
+        return {
+            (c.function, *(k for k in ("axis", "label_smoothing") if k in c.options)) for c in table
+        }
+
+    assert kinds(cases.ROWS_CPU) == kinds(cases.ROWS_GPU)
+    assert max(case.bytes for case in cases.ROWS_CPU) < 2e8
+    assert not any(case.graphed for case in cases.ROWS_CPU)
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_the_y_of_rows_is_forward_s_in_every_row(function: str) -> None:
+    """Of the rows that are repeated, for the host would spend a minute on all of them."""
+    case = cases.Case(f"{function}_backward", "float32", (1000, 10_007), 12)
+    y = cases.inputs(case)["y"]
+    sums = (y if function == "softmax" else np.exp(y)).sum(1, dtype=np.float64)
+    assert np.abs(sums - 1).max() < 1e-5
+    distinct = cases.RANDOM // 10_007
+    assert len(np.unique(y[:, 0])) > 0.99 * distinct
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_cases_have_names_of_their_own(table: str) -> None:
     names = [case.name for case in TABLES[table]]
@@ -130,6 +188,7 @@ def test_cases_have_names_of_their_own(table: str) -> None:
 def test_names_say_function_dtype_and_shape() -> None:
     names = {case.name for table in TABLES.values() for case in table}
     assert "softmax float32 8192×8192 axis 0" in names
+    assert "cross_entropy bfloat16 8192×128256 smoothing 0.1" in names
     assert "relu bfloat16 2^28" in names
     assert "fused_backward sigmoid(x)·gate + residual bfloat16 32768×4096" in names
 
@@ -164,7 +223,7 @@ def test_goals_name_cases_and_rivals_that_are_run() -> None:
     assert len(cases.GOALS) == 4
     for goal in cases.GOALS:
         assert goal.case in {case.name for case in cases.CPU}
-        assert names >= {goal.ours, *goal.rivals}
+        assert names >= {*goal.ours, *goal.rivals}
     sigmoid, relu = cases.GOALS[0], cases.GOALS[2]
     assert sigmoid.held(sigmoid.value(ours=1.0, theirs=1.3))
     assert not sigmoid.held(sigmoid.value(ours=1.0, theirs=1.29))
@@ -178,12 +237,12 @@ def test_the_gpu_s_goals_name_cases_and_rivals_that_are_run() -> None:
     callers = {caller.name for caller in providers.CALLERS_ON_GPU}
     for goal in cases.ELEMENTWISE_GOALS:
         if goal.case in cases.HOST.values():
-            assert callers >= {goal.ours, *goal.rivals}
+            assert callers >= {*goal.ours, *goal.rivals}
             continue
         case = timed[goal.case]
         for rival in goal.rivals:
             assert rival == cases.COPY or case.compiled or not names[rival].compiles
-        assert goal.ours in names
+        assert set(goal.ours) <= set(names)
         if "CuPy ElementwiseKernel" in goal.rivals:
             assert case.function in providers.ELEMENTWISE
 
@@ -196,7 +255,7 @@ def test_the_gpu_s_goals_are_those_of_the_design() -> None:
     def asked(limit: float, figure: str = "times as fast", ours: set[str] = both) -> set[str]:
         """The cases in which all of `ours` have such a goal."""
         goals = [g for g in cases.ELEMENTWISE_GOALS if (g.limit, g.figure) == (limit, figure)]
-        return set.intersection(*({g.case for g in goals if g.ours == who} for who in ours))
+        return set.intersection(*({g.case for g in goals if g.ours == (who,)} for who in ours))
 
     copied = {name.partition(" 2^")[0].partition(" 128×")[0] for name in asked(0.95)}
     assert copied == {f"{name} {dtype}" for name in every for dtype in cases.ITEM}
@@ -229,7 +288,7 @@ def cost(case: str, provider: str, median: float, high: float) -> host.Cost:
 def test_a_goal_is_held_beside_the_quickest_rival(
     figure: Any, limit: float, ours: float, value: float, reached: bool
 ) -> None:
-    goal = cases.Goal("a case", ("first", "second"), limit, figure, "ours")
+    goal = cases.Goal("a case", ("first", "second"), limit, figure, ("ours",))
     rows = [
         *(cost("a case", "ours", ours, 9), cost("a case", "first", 2.0, 2.1)),
         *(cost("a case", "second", 3.0, 3.1), cost("another", "second", 0.1, 0.1)),
@@ -240,6 +299,126 @@ def test_a_goal_is_held_beside_the_quickest_rival(
     for k in range(3):
         (verdict,) = suite.verdicts(rows[:k] + rows[k + 1 :], [goal])
         assert (verdict.value, verdict.held, verdict.word) == (None, False, "not measured")
+
+
+CUPY, TRITON = "gpuact on CuPy", "gpuact on Triton"
+
+
+def row(case: str, provider: str, seconds: float, moved: int = 3_000_000_000) -> suite.Row:
+    timing = measure.Timing(seconds, seconds, seconds, 7)
+    return suite.Row(case, moved, "", provider, "timed", timing=timing)
+
+
+def judge(goal: cases.Goal, *rows: suite.Row) -> suite.Verdict:
+    (verdict,) = suite.verdicts(rows, [goal])
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("figure", "limit", "value", "reached"),
+    [
+        ("GB/s", 1500, 1500, True),  # 3 GB in the 2 ms of the better one
+        ("GB/s", 1501, 1500, False),
+        ("ms", 2.0, 2.0, True),
+        ("ms", 1.9, 2.0, False),
+    ],
+)
+@pytest.mark.parametrize("better", [CUPY, TRITON])
+def test_the_better_backend_is_judged_and_named(
+    figure: Any, limit: float, value: float, reached: bool, better: str
+) -> None:
+    goal = cases.Goal("a case", (), limit, figure, (CUPY, TRITON))
+    seconds = {CUPY: 0.004, TRITON: 0.004, better: 0.002}
+    rows = [row("a case", who, seconds[who]) for who in seconds]
+    found = judge(goal, *rows, row("a case", "Liger", 0.001))
+    assert found.value == pytest.approx(value)
+    assert (found.held, found.ours) == (reached, better)
+    told = f"{better}: a case: {'held' if reached else 'missed'} with {value:.2f}"
+    assert report.verdict(found) == told
+    (alone,) = (r for r in rows if r.provider != better)
+    assert judge(goal, alone).ours == alone.provider
+    nobody = judge(goal, row("a case", "Liger", 0.001))
+    assert (nobody.word, nobody.ours) == ("not measured", f"{CUPY} or {TRITON}")
+
+
+def test_a_neighbour_is_met_at_its_rate_of_bytes() -> None:
+    """Ours at the better backend's rate in either case; more bytes may take more time."""
+    goal = cases.Goal("odd", (CUPY, TRITON), 0.97, ours=(CUPY, TRITON), neighbour="even")
+    odd = row("odd", CUPY, 1.03, 1000), row("odd", TRITON, 2.0, 1000)
+    even = row("even", TRITON, 2.0, 2000), row("even", CUPY, 2.1, 2000)
+    found = judge(goal, *odd, *even)
+    assert found.value == pytest.approx(1 / 1.03)
+    assert (found.held, found.ours) == (True, CUPY)
+    slower = judge(goal, row("odd", CUPY, 1.04, 1000), *even)
+    assert (slower.word, slower.value) == ("missed", pytest.approx(1 / 1.04))
+    assert judge(goal, *odd, even[1]).value == pytest.approx(1.05 / 1.03)
+    assert judge(goal, *odd).word == "not measured"
+    assert goal.rival == f"{CUPY} or {TRITON} in even"
+
+
+def test_every_rival_is_whoever_could_be_timed() -> None:
+    goal = cases.Goal("a case", (), 1.0, ours=(CUPY, TRITON))
+    ours = row("a case", CUPY, 2.0), row("a case", TRITON, 3.0), row("a case", "copy", 0.5)
+    assert judge(goal, *ours).word == "not measured"  # the copy is no rival, nor are we our own
+    assert judge(goal, *ours, row("a case", "torch", 2.1)).word == "held"
+    found = judge(goal, *ours, row("a case", "torch", 2.1), row("a case", "QuACK", 1.9))
+    assert (found.word, found.value) == ("missed", pytest.approx(0.95))
+    named = cases.Goal("a case", ("Liger",), 1.0, ours=(CUPY, TRITON))
+    assert judge(named, *ours, row("a case", "torch", 2.1)).word == "not measured"
+
+
+ON_AN_H100 = [
+    ("softmax bfloat16 32768×256", "", "≥ 1900 GB/s"),
+    ("softmax bfloat16 32768×1024", "", "≥ 2650 GB/s"),
+    ("softmax bfloat16 32768×4096", "", "≥ 2900 GB/s"),
+    ("softmax bfloat16 32768×65536", "copy", "≥ 0.97 times as fast"),
+    ("softmax bfloat16 8192×262144", "copy", "≥ 0.97 times as fast"),
+    *(
+        (f"{f} bfloat16 32768×{odd}", f"ours in {f} bfloat16 32768×{even}", "≥ 0.97 times as fast")
+        for f, odd, even in (
+            ("softmax", 4097, 4104),
+            ("softmax", 50257, 50264),
+            ("log_softmax", 50257, 50264),
+        )
+    ),
+    ("log_softmax bfloat16 32768×50257", "copy", "≥ 0.93 times as fast"),
+    ("softmax_backward bfloat16 32768×8192", "copy", "≥ 0.95 times as fast"),
+    ("cross_entropy_with_grad bfloat16 8192×128256", "", "≤ 1.5 ms"),
+    ("cross_entropy_with_grad bfloat16 8192×128256", "Liger", "≥ 1 times as fast"),
+    ("softmax float32 8192×8192 axis 0", "copy", "≥ 0.85 times as fast"),
+    ("softmax bfloat16 4×131072", "every rival", "≥ 1 times as fast"),
+    ("softmax bfloat16 4×131072, in a CUDA graph", "every rival", "≥ 1 times as fast"),
+]
+
+
+def told(goals: Sequence[cases.Goal]) -> list[tuple[str, str, str]]:
+    both = f"{CUPY} or {TRITON}"
+    return [(g.case, g.rival.replace(both, "ours"), report._aim(g)) for g in goals]
+
+
+def test_the_rows_goals_on_an_h100() -> None:
+    goals = cases.rows_goals("NVIDIA H100 80GB HBM3")
+    assert told(goals) == ON_AN_H100
+    timed = {case.name: case for case in cases.ROWS_GPU}
+    names = {provider.name for provider in providers.ROWS_ON_GPU}
+    for goal in goals:
+        assert goal.ours == (CUPY, TRITON)
+        assert names >= {*goal.ours, *goal.rivals} - {cases.COPY}
+        name, _, graph = goal.case.partition(cases.IN_A_GRAPH)
+        assert timed[name].graphed or cases.IN_A_GRAPH not in goal.case + graph
+        assert not goal.neighbour or goal.neighbour in timed
+
+
+@pytest.mark.parametrize("device", ["", "NVIDIA H200", "NVIDIA H100 PCIe"])
+def test_elsewhere_the_absolute_goals_are_shares_of_the_copy(device: str) -> None:
+    """1900 GB/s are 63 % of the 3.0 TB/s that an H100 copies, 1.5 ms 93 % for 4.2 GB."""
+    found = cases.rows_goals(device)
+    shares = [goal for goal, aim in zip(found, ON_AN_H100, strict=True) if not aim[1]]
+    assert all(goal.rivals == (cases.COPY,) for goal in shares)
+    limits = [goal.limit for goal in shares]
+    assert limits == pytest.approx([1.9 / 3, 2.65 / 3, 2.9 / 3, 1.4008 / 1.5], rel=1e-3)
+    same = [words for words, aim in zip(told(found), ON_AN_H100, strict=True) if aim[1]]
+    assert same == [aim for aim in ON_AN_H100 if aim[1]]
 
 
 # -- who is right ---------------------------------------------------------------------------------
@@ -255,6 +434,7 @@ def planted(function: Any) -> providers.Provider:
 
 
 SIGMOID = cases.Case("sigmoid", "float32", (1000,), 8)
+PLANTED = planted(gpuact.sigmoid)
 
 
 def test_a_right_provider_is_timed_beside_the_copy() -> None:
@@ -332,6 +512,64 @@ def test_a_provider_without_the_function_has_no_row() -> None:
     assert list(rows) == ["copy", "planted"]
 
 
+def test_a_case_that_cannot_be_set_up_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays that do not fit a GPU, say."""
+    put = measure.Host.put
+
+    def full(self: measure.Host, array: Array) -> Array:
+        if array.size > 1000:
+            raise MemoryError("out of memory\nand who has it")
+        return put(self, array)
+
+    monkeypatch.setattr(measure.Host, "put", full)
+    found = list(suite.run([replace(SIGMOID, shape=(2000,)), SIGMOID], [PLANTED], 0.001))
+    (lost,), timed, _ = found
+    assert (lost.provider, lost.status) == ("planted", "failed")
+    assert lost.reason == "MemoryError: out of memory"
+    assert [row.status for row in timed] == ["timed", "timed"]
+
+
+@pytest.mark.parametrize("where", ["numpy", "torch on the CPU"])
+@pytest.mark.parametrize(("moved", "own"), [(8, True), (4, True), (12, False)])
+def test_the_copy_reads_half_of_the_bytes(where: str, moved: int, own: bool) -> None:
+    if where != "numpy":
+        pytest.importorskip("torch")
+    case, place = replace(SIGMOID, per_element=moved), measure.PLACES[where]()
+    x = cases.inputs(case)["x"]
+    held = [(place.put(x),), (place.copy(place.put(x)),)]
+    calls = suite._copies(case, place, x, held)
+    for call in calls:
+        copied = place.take(call())
+        assert copied.nbytes == case.bytes / 2
+        assert np.array_equal(copied, np.resize(x.view(np.uint8), copied.nbytes))
+    assert len(calls) == (2 if own else 1)
+
+
+class Recording(measure.Host):
+    """A place whose graphs are the calls themselves."""
+
+    def recorded(self, calls: measure.Calls) -> Any:
+        return lambda: [call() for call in calls]
+
+
+def test_what_is_asked_for_is_timed_in_a_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measure.PLACES, "numpy", Recording)
+
+    for case in (SIGMOID, replace(SIGMOID, graphed=True)):
+        tables = list(suite.run([case], [PLANTED], 0.001))
+        names = [SIGMOID.name, SIGMOID.name + cases.IN_A_GRAPH][: 1 + case.graphed]
+        assert [rows[0].case for rows in tables[:-1]] == names
+    plain, graphs, _ = tables
+    assert [row.provider for row in graphs] == [row.provider for row in plain]
+    assert {row.status for row in graphs} == {"timed"}
+    assert graphs[1].share_of_copy == graphs[0].timing.median / graphs[1].timing.median
+    assert graphs[1].bytes == SIGMOID.bytes
+
+    monkeypatch.setattr(Recording, "recorded", measure.Host.recorded)
+    _, graphs, _ = suite.run([replace(SIGMOID, graphed=True)], [PLANTED], 0.001)
+    assert {row.reason for row in graphs} == {"NotImplementedError: a CPU has no CUDA graphs"}
+
+
 RIVALS = {provider.name: provider for provider in providers.ON_CPU}
 
 
@@ -351,11 +589,247 @@ def judged(case: cases.Case, provider: providers.Provider) -> tuple[str, str]:
     arrays = cases.inputs(case)
     judge, _ = suite._judge(case, provider, arrays)
     place = measure.PLACES[provider.place]()
-    held = [place.put(array) for array in arrays.values()]
+    held = [place.copy(place.put(array)) for array in arrays.values()]  # some write over theirs
     function = provider.spell(case)
     assert function is not None
     expected = suite.reference(case, arrays)
     return suite.checked(case, place, lambda: function(*held, **case.options), expected, judge)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, c in EVERY.items() if c.function == "cross_entropy_with_grad"]
+)
+def test_torch_compiles_a_loss_and_its_gradient_in_one_graph(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    compiled = providers._torch(
+        small(EVERY[name]),
+        lambda function: torch.compile(function, backend="aot_eager", fullgraph=True),
+    )
+    assert judged(small(EVERY[name]), on_torch(compiled)) == ("timed", "")
+
+
+def cupy_as_numpy(name: str) -> Any:
+    return getattr(pytest.importorskip("scipy").special, name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"axis": 0}])
+@pytest.mark.parametrize("function", ["sigmoid", "softmax", "log_softmax"])
+def test_cupyx_functions_take_our_axis_and_keep_the_dtype(
+    function: str, options: dict[str, int], dtype: str
+) -> None:
+    """Its functions are SciPy's by name and meaning, but of float32 in place of a half type."""
+    pytest.importorskip("cupy")
+    if options and function == "sigmoid":
+        return
+    case = cases.Case(function, dtype, (5, 7), 4, options=options)
+    x = cases.inputs(case)["x"]
+    wide = {name: cupy_as_numpy(name) for name, _ in providers.SCIPY.values()}
+    stands = {name: lambda x, f=f, **o: f(x.astype(np.float32), **o) for name, f in wide.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        import cupyx.scipy.special
+
+        for name, stand in stands.items():
+            patch.setattr(cupyx.scipy.special, name, stand)
+        y = providers._cupyx(case)(x, **options)
+    assert suite.mistake(case, (y,), suite.reference(case, {"x": x})) is None
+
+
+# -- kernels of others: modules with the signatures of Liger 0.8, QuACK 0.6 and FlagGems 5.0 -----
+
+
+def module(name: str, **functions: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    vars(made).update(functions)
+    return made
+
+
+def smoothed_loss(logits: Array, target: Array, reduction: str, smoothing: float) -> Array:
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
+
+
+def loss_and_gradient(logits: Array, target: Array, smoothing: float = 0.0) -> tuple[Array, Array]:
+    import torch
+
+    z = logits.detach().clone().requires_grad_()
+    loss = smoothed_loss(z, target, "none", smoothing)
+    (dlogits,) = torch.autograd.grad(loss.sum(), z)
+    return loss.detach(), dlogits
+
+
+def liger() -> list[types.ModuleType]:
+    import torch
+
+    def settings(n: int) -> tuple[int, int]:
+        if n > 65536:
+            raise RuntimeError(f"Cannot launch Triton kernel since n = {n} exceeds")
+        return 1 << (n - 1).bit_length(), 4
+
+    class Softmax:
+        @staticmethod
+        def forward(ctx: Any, input_: Array) -> Array:
+            settings(input_.shape[-1])
+            ctx.save_for_backward(input_)
+            return torch.softmax(input_, -1)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Array) -> Array:
+            (y,) = ctx.saved_tensors
+            assert settings(y.shape[-1]) == (ctx.BLOCK_SIZE, ctx.num_warps)
+            assert not ctx.multi_block_launch
+            return torch.ops.aten._softmax_backward_data(grad_output, y, -1, y.dtype)
+
+    def cross_entropy_forward(
+        _input: Array,
+        target: Array,
+        weight: None,
+        ignore_index: int,
+        lse_square_scale: float,
+        label_smoothing: float,
+        reduction: str,
+        softcap: None,
+        return_z_loss: bool,
+        return_token_accuracy: bool = False,
+        return_predicted_tokens: bool = False,
+    ) -> tuple[Any, ...]:
+        assert (weight, ignore_index, lse_square_scale, softcap) == (None, -100, 0.0, None)
+        assert (reduction, return_z_loss) == ("none", False)
+        loss, dlogits = loss_and_gradient(_input, target, label_smoothing)
+        if _input.requires_grad:
+            _input.data.copy_(dlogits)
+        return loss, None, None, None, _input
+
+    return [
+        module("liger_kernel"),
+        module("liger_kernel.ops"),
+        module("liger_kernel.ops.softmax", LigerSoftmaxFunction=Softmax),
+        module("liger_kernel.ops.cross_entropy", cross_entropy_forward=cross_entropy_forward),
+        module("liger_kernel.ops.utils", calculate_settings=settings),
+    ]
+
+
+def quack() -> list[types.ModuleType]:
+    import torch
+
+    def cross_entropy_fwd(
+        x: Array,
+        target: Array,
+        target_logit: None = None,
+        weight: None = None,
+        ignore_index: int = -100,
+        return_lse: bool = False,
+        return_dx: bool = False,
+        inplace_backward: bool = False,
+    ) -> Any:
+        loss, dlogits = loss_and_gradient(x, target)
+        return (loss, dlogits) if return_dx else loss
+
+    return [
+        module("quack"),
+        module(
+            "quack.softmax",
+            softmax_fwd=lambda x: torch.softmax(x, -1),
+            softmax_bwd=lambda dy, y: torch.ops.aten._softmax_backward_data(dy, y, -1, y.dtype),
+        ),
+        module("quack.cross_entropy", cross_entropy_fwd=cross_entropy_fwd),
+    ]
+
+
+def flag_gems() -> list[types.ModuleType]:
+    import torch
+
+    def cross_entropy_loss(
+        inp: Array,
+        target: Array,
+        weight: None = None,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> Array:
+        return smoothed_loss(inp, target, reduction, label_smoothing)
+
+    aten = torch.ops.aten
+    return [
+        module(
+            "flag_gems",
+            relu=torch.relu,
+            softmax=lambda self, dim, half_to_float=False: torch.softmax(self, dim),
+            log_softmax=lambda self, dim, half_to_float=False: torch.log_softmax(self, dim),
+            softmax_backward=aten._softmax_backward_data,
+            log_softmax_backward=aten._log_softmax_backward_data,
+            cross_entropy_loss=cross_entropy_loss,
+        )
+    ]
+
+
+OTHERS = {  # and the functions that each has
+    "Liger": (
+        liger,
+        {"softmax", "softmax_backward", "cross_entropy", "cross_entropy_with_grad"},
+    ),
+    "QuACK": (
+        quack,
+        {"softmax", "softmax_backward", "cross_entropy", "cross_entropy_with_grad"},
+    ),
+    "FlagGems": (
+        flag_gems,
+        {"relu", "softmax", "softmax_backward", "log_softmax", "log_softmax_backward"}
+        | {"cross_entropy", "cross_entropy_with_grad"},
+    ),
+}
+
+
+def other(name: str, monkeypatch: pytest.MonkeyPatch) -> providers.Provider:
+    """The rival on CPU tensors, with such modules in place of its own."""
+    pytest.importorskip("torch")
+    for made in OTHERS[name][0]():
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+    (found,) = (p for p in providers.ROWS_ON_GPU if p.name == name)
+    return replace(found, place="torch on the CPU", why_not=lambda: None)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_kernels_of_others_are_called_as_they_ask(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rival = other(name, monkeypatch)
+    spelled = set()
+    for case in {small(case).name: small(case) for case in cases.ROWS_GPU}.values():
+        if rival.spell(case) is not None:
+            assert judged(case, rival) == ("timed", "")
+            spelled.add(case.function)
+            assert name == "FlagGems" or "axis" not in case.options
+            assert name != "QuACK" or "label_smoothing" not in case.options
+    assert spelled == OTHERS[name][1]
+
+
+def test_what_keeps_another_s_kernels_from_running_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(providers, "_no_torch_gpu", lambda: None)
+    monkeypatch.setitem(sys.modules, "flag_gems", None)
+    assert str(providers._no_rival("flag_gems")).startswith("flag_gems cannot be imported (")
+    assert providers._no_rival("json") is None
+    monkeypatch.setattr(providers, "_no_torch_gpu", lambda: "torch finds no CUDA GPU")
+    assert providers._no_rival("json") == "torch finds no CUDA GPU"
+
+
+def test_liger_s_limit_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.Case("softmax", "float32", (1, 65537), 8)
+    row = rows_of(case, other("Liger", monkeypatch))["Liger"]
+    assert row.status == "failed"
+    assert row.reason.startswith("RuntimeError: Cannot launch Triton kernel since n = 65537")
+
+
+def test_who_overwrites_his_input_has_one_of_his_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.Case("cross_entropy_with_grad", "float32", (5, 7), 8, 12, cases.ROWWISE)
+    before = cases.inputs(case)["logits"].copy()
+    found = rows_of(case, other("Liger", monkeypatch), RIVALS["torch"])
+    assert [row.status for row in found.values()] == ["timed"] * 3
+    assert [row.note for row in found.values()] == ["", suite.OVERWRITES, ""]
+    assert np.array_equal(cases.inputs(case)["logits"], before)
 
 
 def on_torch(function: Any) -> providers.Provider:
@@ -734,6 +1208,71 @@ def test_a_host_batch_is_timed_by_the_clock_on_the_wall() -> None:
     assert 0 < seconds < 1
 
 
+def test_a_replayed_call_is_its_share_of_the_graph() -> None:
+    replays: list[int] = []
+
+    class Place(measure.Host):
+        def recorded(self, calls: measure.Calls) -> Any:
+            return lambda: replays.append(len(calls))
+
+        def seconds(self, calls: measure.Calls, count: int) -> float:
+            super().seconds(calls, count)
+            return 0.4 * count
+
+    calls = [lambda: None] * 4
+    place = measure.Replayed(Place(), calls)
+    assert place.seconds(calls, 1) == pytest.approx(0.1)
+    assert place.seconds(calls, 9) == pytest.approx(0.9)
+    assert replays == [4] * (1 + 3)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_cupy_records_on_a_stream_whose_pool_has_the_memory(fails: bool) -> None:
+    """Called once before, all outputs alive; and the stream never stays in recording."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, non_blocking: bool) -> None:
+            assert non_blocking
+
+        def __enter__(self) -> Stream:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            events.append("exit")
+
+        def synchronize(self) -> None:
+            events.append("wait")
+
+        def begin_capture(self) -> None:
+            events.append("begin")
+
+        def end_capture(self) -> Any:
+            events.append("end")
+            return types.SimpleNamespace(launch=lambda: events.append("launch"))
+
+    def call() -> str:
+        if fails and "begin" in events:
+            raise RuntimeError("not while recording")
+        events.append("call")
+        return "output"
+
+    place = measure.Cupy.__new__(measure.Cupy)
+    place.cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(Stream=Stream))
+    if fails:
+        with pytest.raises(RuntimeError, match="not while recording"):
+            place.recorded([call, call])
+        assert events == ["call", "call", "wait", "begin", "end", "exit"]
+    else:
+        replay = place.recorded([call, call])
+        assert replay() == ["output", "output"]
+        assert events == [
+            *["call", "call", "wait", "begin"],
+            *["call", "call", "end", "exit"],
+            "launch",
+        ]
+
+
 # -- digits ---------------------------------------------------------------------------------------
 
 
@@ -799,6 +1338,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = tuple(small(case) for case in cases.CPU)
     monkeypatch.setattr("bench.run.CPU", tiny)
     monkeypatch.setattr("bench.run.ELEMENTWISE_CPU", tuple(map(small, cases.ELEMENTWISE_CPU)))
+    monkeypatch.setattr("bench.run.ROWS_CPU", tuple(map(small, cases.ROWS_CPU)))
     monkeypatch.setattr("bench.run.ON_CPU", providers.ON_CPU[:3])
     names = {case.name: small(case).name for case in cases.CPU}
     goals = tuple(replace(goal, case=names[goal.case]) for goal in cases.GOALS)
@@ -928,10 +1468,70 @@ def test_the_elementwise_suite_is_the_gpu_s_where_one_answers(
     assert found.only("cost to the host").ways == list(cases.HOST.values())
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_rows_suite_prints_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy")
+    monkeypatch.setattr("bench.run._gpu_answers", lambda: False)
+    asked = ["--suite", "rows", "--seconds", "0.001"]
+    assert main([*asked, "--check", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "No GPU answers here" in printed
+    assert "Goals" not in printed
+    (path,) = tmp_path.glob("*-rows.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in result["rows"] if row["provider"] == "gpuact on NumPy"]
+    assert {row["case"] for row in rows} == {small(c).name for c in cases.ROWS_CPU}
+    assert {row["status"] for row in result["rows"]} == {"timed"}
+    assert (result["goals"], result["settings"]["suite"]) == ([], "rows")
+
+    assert main([*asked, "--only", "smoothing"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("smoothing 0.1") == 2
+    assert "log_softmax" not in printed
+
+
+def test_the_rows_suite_is_the_gpu_s_where_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import run
+
+    monkeypatch.setattr("bench.run._gpu_answers", lambda: True)
+    monkeypatch.setattr("bench.report._gpus", lambda: [{"name": "NVIDIA H100 80GB HBM3"}])
+    found = run._suite("rows")
+    assert (found.cases, found.providers) == (cases.ROWS_GPU, providers.ROWS_ON_GPU)
+    assert found.goals == cases.rows_goals("NVIDIA H100 80GB HBM3")
+    assert not (found.callers or found.holders or found.held or found.ways)
+    some = found.only("softmax bfloat16 4×131072")
+    assert [case.name for case in some.cases] == ["softmax bfloat16 4×131072"]
+    assert len(some.goals) == 2
+    monkeypatch.setattr("bench.report._gpus", list)
+    assert run._suite("rows").goals == cases.rows_goals("")
+
+
+def test_goals_stand_below_their_cases_with_who_was_better(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    goals = cases.rows_goals("NVIDIA H100 80GB HBM3")
+    case = goals[-1].case
+    rows = [row(case, CUPY, 1.0), row(case, TRITON, 2.0), row(case, "torch", 3.0)]
+    report.print_verdicts(report.console(), suite.verdicts(rows, goals))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "Goals",
+        "softmax bfloat16 32768×256",
+        "  not measured: gpuact on CuPy or gpuact on Triton, goal ≥ 1900 GB/s",
+    ]
+    assert lines[-2:] == [
+        "softmax bfloat16 4×131072, in a CUDA graph",
+        "  held: gpuact on CuPy 3.00 beside every rival, goal ≥ 1 times as fast",
+    ]
+    assert lines.count("log_softmax bfloat16 32768×50257") == 1
+
+
 def test_goals_are_counted_and_the_missed_ones_named(capsys: pytest.CaptureFixture[str]) -> None:
     def verdict(case: str, value: float | None, **more: Any) -> suite.Verdict:
-        goal = cases.Goal(case, ("copy",), 0.95, ours="gpuact on CuPy")
-        return suite.Verdict(goal, value, value is not None and goal.held(value))
+        goal = cases.Goal(case, ("copy",), 0.95, ours=("gpuact on CuPy",))
+        return suite.Verdict(goal, value, value is not None and goal.held(value), goal.who)
 
     found = [verdict("relu", 0.96), verdict("tanh", 0.94), verdict("prelu", None)]
     report.print_goals(report.console(), found)

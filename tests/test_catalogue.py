@@ -34,7 +34,11 @@ def signatures(function: Function) -> dict[str, str]:
 
 
 # Names, order, kinds and defaults: they change only through a deprecation.
-OPTIONS = "*, weight=None, ignore_index=-100, reduction='mean', label_smoothing=0.0, axis=None"
+OPTIONS = (
+    "*, weight=None, ignore_index=-100, reduction='mean', label_smoothing=0.0, z_loss=0.0, "
+    "softcap=None, axis=None"
+)
+SCORES = "scale=1.0, mask=None, causal=False, all_masked='nan'"
 FUSED = (
     "negative_slope=0.01, weight=None, scale=None, bias=None, gate=None, residual=None, "
     "dropout=None, channel_axis=-1"
@@ -63,12 +67,12 @@ SIGNATURES = {
     "prelu": "(x, weight, *, channel_axis=1, out=None)",
     "prelu_backward": "(dy, x, weight, *, channel_axis=1)",
     "prelu_derivative": "(x, weight, *, channel_axis=1, out=None)",
-    "softmax": "(x, axis=-1, *, dtype=None, out=None)",
-    "softmax_backward": "(dy, y, axis=-1)",
+    "softmax": f"(x, axis=-1, *, dtype=None, {SCORES}, out=None)",
+    "softmax_backward": "(dy, y, axis=-1, *, scale=1.0)",
     "softmax_jacobian": "(y, axis=-1)",
     "log_softmax": "(x, axis=-1, *, dtype=None, out=None)",
     "log_softmax_backward": "(dy, y, axis=-1)",
-    "cross_entropy": f"(logits, target, {OPTIONS}, return_lse=False)",
+    "cross_entropy": f"(logits, target, {OPTIONS}, return_lse=False, gradient_in_forward=False)",
     "cross_entropy_backward": f"(dloss, logits, target, lse, {OPTIONS})",
     "cross_entropy_with_grad": f"(logits, target, {OPTIONS}, dlogits_out=None)",
     "fused": f"(x, activation, *, {FUSED}, out=None)",
@@ -205,9 +209,18 @@ DOCUMENTED = {
     "leaky_relu": ("at x = 0", "Integers", "Range", "Source"),
     "prelu": ("at x = 0", "channel_axis", "Integers", "Source"),
     "linear": ("No kink", "broadcast", "range"),
-    "softmax": ("all −inf", "NaN", "Range", "axis", "dtype", "Source"),
+    "softmax": ("all −inf", "NaN", "Range", "axis", "dtype", "causal", "all_masked", "Source"),
     "log_softmax": ("NaN", "Range", "axis", "dtype", "Source"),
-    "cross_entropy": ("IndexError", "NaN", "ignore_index", "Source", "float32 for half types"),
+    "cross_entropy": (
+        "IndexError",
+        "NaN",
+        "ignore_index",
+        "z_loss",
+        "softcap",
+        "gradient_in_forward",
+        "Source",
+        "float32 for half types",
+    ),
 }
 
 

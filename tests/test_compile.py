@@ -23,7 +23,7 @@ TARGETS = [
     pytest.param(name, dtype, capability, marks=() if quick else pytest.mark.slow)
     for name in ("cupy-ptx", "triton-ptx")
     for dtype in DTYPES
-    for capability in (80, 90, 100)
+    for capability in (80, 90, 100, 120)
     for quick in [capability == 90 and dtype == "bfloat16"]
 ]
 USAGE = re.compile(
@@ -40,7 +40,7 @@ def usage(ptx: str, folder: Path) -> dict[str, tuple[int, int, int]]:
 
 @pytest.mark.parametrize(("name", "dtype", "capability"), TARGETS)
 def test_compiles(name, dtype, capability, monkeypatch, tmp_path, record_property):
-    executor = harness.make(name, monkeypatch, run=False)
+    executor = harness.make(name, monkeypatch, run=False, capability=capability)
     for _, call in calls(executor, dtype):
         call()
     compiled, seen, spilled = [], set(), []

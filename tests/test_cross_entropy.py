@@ -7,6 +7,7 @@ is the meaning of every combination of options that counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -39,6 +40,8 @@ class Case:
     ignore_index: int = -100
     label_smoothing: float = 0.0
     reduction: str = "mean"
+    z_loss: float = 0.0
+    softcap: float | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -47,6 +50,8 @@ class Case:
             "ignore_index": self.ignore_index,
             "label_smoothing": self.label_smoothing,
             "reduction": self.reduction,
+            "z_loss": self.z_loss,
+            "softcap": self.softcap,
         }
 
     @property
@@ -73,13 +78,17 @@ class Case:
         target = torch.from_numpy(self.target.astype(np.int64 if integers else np.float64))
         target.requires_grad_(not integers)
         weight = None if self.weight is None else torch.from_numpy(self.weight)
-        last, shape = z.movedim(self.place, -1), self.row_shape
+        capped = z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+        last, shape = capped.movedim(self.place, -1), self.row_shape
         flat = last.reshape(-1, last.shape[-1])
         t = target.reshape(-1) if integers else target.movedim(self.place, -1).reshape(flat.shape)
-        options = {k: v for k, v in self.options.items() if k != "axis"}
+        options = {k: getattr(self, k) for k in ("ignore_index", "label_smoothing", "reduction")}
         if not integers:
             options["ignore_index"] = -100
-        loss = functional.cross_entropy(flat, t, weight, **options).reshape(self.loss_shape)
+        loss = functional.cross_entropy(flat, t, weight, **options)
+        if self.z_loss:
+            loss = loss + self.squares(flat, t, weight)
+        loss = loss.reshape(self.loss_shape)
         inputs = [z] if integers else [z, target]
         dloss = torch.from_numpy(self.dloss())
         given = torch.autograd.grad(loss, inputs, dloss, retain_graph=True)
@@ -87,6 +96,22 @@ class Case:
         found = {"loss": loss, "lse": torch.logsumexp(last, -1).reshape(shape)}
         found |= dict(zip(("dlogits", "dtarget"), given, strict=False)) | {"unit": ones}
         return {name: value.detach().numpy() for name, value in found.items()}
+
+    def squares(self, flat: Any, target: Any, weight: Any) -> Any:
+        """z_loss·lse² of the rows that count, reduced as torch reduces its loss."""
+        terms = self.z_loss * torch.logsumexp(flat, -1) ** 2
+        counts = torch.ones(len(flat), dtype=torch.float64)
+        if target.ndim == 1:
+            counted = target != self.ignore_index
+            terms = torch.where(counted, terms, 0.0)
+            counts = counted.double()
+            if weight is not None:
+                counts = torch.where(counted, weight[torch.where(counted, target, 0)], 0.0)
+        if self.reduction == "none":
+            return terms
+        if self.reduction == "sum":
+            return terms.sum()
+        return terms.sum() / counts.sum() if counts.any() else 0.0
 
 
 def near(got: Array, want: Array, what: str, rtol: float = 1e-12) -> None:
@@ -109,11 +134,13 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], int | None]] = {
 KINDS = ("int64", "int32", "uint8", "probabilities", "unnormalised")
 IGNORED = {"default": -100, "in range": 2, "everything": 4}
 REDUCTIONS = ("mean", "sum", "none")
+Z_LOSSES = (0.0, 0.01)
+SOFTCAPS = (None, 2.5)
 
 
 @cache
 def cases(layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
-    """Every combination of weight, ignored, smoothing and reduction, and what torch says."""
+    """Every combination of the options, and what torch says."""
     shape, axis = LAYOUTS[layout]
     rng = np.random.default_rng(7)
     logits = rng.standard_normal(shape) * 3
@@ -121,8 +148,8 @@ def cases(layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
     place = (-1 if axis is None else axis) % len(shape)
     rows = shape[:place] + shape[place + 1 :]
     found = []
-    for weight, ignored, smoothing, reduction in product(
-        weights, IGNORED, (0.0, 0.1, 1.0), REDUCTIONS
+    for weight, ignored, smoothing, reduction, z_loss, softcap in product(
+        weights, IGNORED, (0.0, 0.1, 1.0), REDUCTIONS, Z_LOSSES, SOFTCAPS
     ):
         ignore_index = IGNORED[ignored]
         if kind in ("probabilities", "unnormalised"):
@@ -137,14 +164,30 @@ def cases(layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
             target = rng.integers(0, CLASSES, rows).astype(kind)
             if kind != "uint8":
                 target = np.where(rng.random(rows) < 0.3, ignore_index, target).astype(kind)
-        case = Case(logits, target, axis, weight, ignore_index, smoothing, reduction)
+        options = (weight, ignore_index, smoothing, reduction, z_loss, softcap)
+        case = Case(logits, target, axis, *options)
         found.append((case, case.torch()))
     return found
 
 
 def sample(lib: Library, layout: str, kind: str) -> list[tuple[Case, dict[str, Array]]]:
-    """All cases; in the slow interpreter every fifth, which is all values of each option."""
-    return cases(layout, kind)[:: 5 if lib.family == "interpreter" else 1]
+    """All cases where NumPy computes as ever, elsewhere some: all values of each option."""
+    return cases(layout, kind)[:: SAMPLED.get(lib.name, 5)]
+
+
+# library → one case of so many, a number prime to those of the options' values
+SAMPLED = {"numpy": 1, "torch-cpu": 1, "numpy-in-pieces": 5, "interpreter": 11}
+
+
+def test_a_sample_has_every_value_of_every_option():
+    def values(some: list[tuple[Case, dict[str, Array]]]) -> dict[str, set[Any]]:
+        each = [case.options | {"weighted": case.weight is not None} for case, _ in some]
+        return {name: {options[name] for options in each} for name in each[0]}
+
+    for layout, kind in product(LAYOUTS, KINDS):
+        every = cases(layout, kind)
+        for step in SAMPLED.values():
+            assert values(every[::step]) == values(every), (layout, kind, step)
 
 
 def placed(lib: Library, *arrays: Array | None) -> list[Any]:
@@ -211,18 +254,21 @@ def test_autograd_of_every_combination(lib, layout, kind):
             near(lib.executor.to_numpy(got[1]), want["dtarget"], f"dtarget {what}")
 
 
+@pytest.mark.parametrize("softcap", SOFTCAPS)
 @pytest.mark.parametrize("kind", ["int64", "probabilities"])
 @pytest.mark.parametrize("lib", TORCH, indirect=True)
-def test_the_gradient_of_lse(lib, kind):
+def test_the_gradient_of_lse(lib, kind, softcap):
     """Of lse alone, of loss and lse together, of lse when the loss goes unused."""
     for layout in LAYOUTS:
         case = replace(cases(layout, kind)[0][0], reduction="sum", label_smoothing=0.1)
+        case = replace(case, z_loss=0.1, softcap=softcap)
         z, t = natives(placed(lib, case.logits, case.target))
         reference = torch.from_numpy(case.logits.copy()).requires_grad_()
         z.requires_grad_()
         dlse = torch.linspace(-1, 2, int(np.prod(case.row_shape))).double()
         dlse = dlse.reshape(case.row_shape)
-        want = torch.autograd.grad(torch.logsumexp(reference, case.place), reference, dlse)[0]
+        capped = reference if softcap is None else softcap * torch.tanh(reference / softcap)
+        want = torch.autograd.grad(torch.logsumexp(capped, case.place), reference, dlse)[0]
         loss, lse = gpuact.cross_entropy(z, t, return_lse=True, **case.options)
         dlse = dlse.to(z.device)
         got = torch.autograd.grad(lse, z, dlse, retain_graph=True)[0]
@@ -245,13 +291,14 @@ def test_dtypes(lib, dtype, kind):
     target = rng.integers(0, 300, 7)
     if kind == "probabilities":
         target = rng.uniform(0, 0.02, (7, 300)).astype(DTYPES[dtype]).astype(np.float64)
-    for weight_dtype in {dtype, "float32"}:
+    for weight_dtype, more in product({dtype, "float32"}, ({}, {"z_loss": 0.01, "softcap": 6.0})):
         weight = rng.uniform(0.5, 1.5, 300).astype(DTYPES[weight_dtype])
-        case = Case(exact, target, None, weight.astype(np.float64), label_smoothing=0.1)
+        options = {"label_smoothing": 0.1, **more}
+        case = Case(exact, target, None, weight.astype(np.float64), **options)
         want = case.torch()
         t = target if kind == "int64" else target.astype(DTYPES[dtype])
         z, t, w = natives(placed(lib, logits, t, weight))
-        options = {"weight": w, "label_smoothing": 0.1}
+        options = {"weight": w, **options}
         loss, lse = gpuact.cross_entropy(z, t, return_lse=True, **options)
         near(lib.numpy(loss, z, (), loss_dtype), want["loss"], "loss", min(rtol, 1e-5))
         near(lib.numpy(lse, z, (7,), loss_dtype), want["lse"], "lse", min(rtol, 1e-5))
@@ -373,7 +420,7 @@ def test_masked_classes(lib, dtype):
 def test_a_mean_over_nothing_is_nan_with_gradient_zero(lib):
     logits = np.random.default_rng(9).standard_normal((3, 4)).astype(np.float32)
     z, t, w = natives(placed(lib, logits, np.full(3, -100), np.ones(4, np.float32)))
-    for options in ({}, {"label_smoothing": 0.1}, {"weight": w}):
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": w}, {"z_loss": 0.1, "softcap": 2.0}):
         loss, lse = gpuact.cross_entropy(z, t, return_lse=True, **options)
         assert np.isnan(lib.numpy(loss, z, (), "float32"))
         again, dz = gpuact.cross_entropy_with_grad(z, t, **options)
@@ -408,6 +455,42 @@ def test_nothing_ignored_is_ever_read_as_a_class(lib):
     dz = lib.numpy(dz, z, (3, 4), "float32")
     assert (dz[1] == 0).all()
     assert dz[0].tolist() == [0.125, -0.375, 0.125, 0.125]
+
+
+def test_an_ignored_row_has_no_z_loss(lib):
+    """Neither its loss nor its gradient, and it does not count in the mean."""
+    logits = np.random.default_rng(13).standard_normal((3, 4)) * 9
+    logits[1] = np.nan
+    z, t = natives(placed(lib, logits, np.array([1, -100, 2])))
+    few = natives(placed(lib, logits[::2], np.array([1, 2])))
+    options = {"z_loss": 0.5, "softcap": 3.0}
+    want = [lib.executor.to_numpy(a) for a in gpuact.cross_entropy_with_grad(*few, **options)]
+    loss, dz = gpuact.cross_entropy_with_grad(z, t, **options)
+    near(lib.numpy(loss, z, (), "float64"), want[0], "loss")
+    dz = lib.numpy(dz, z, (3, 4), "float64")
+    assert (dz[1] == 0).all()
+    near(dz[::2], want[1], "gradient")
+    each = gpuact.cross_entropy(z, t, reduction="none", **options)
+    assert lib.numpy(each, z, (3,), "float64")[1] == 0
+
+
+def test_a_softcap_bounds_the_logits(lib, dtype):
+    """An infinity becomes the cap, with slope 0; NaN stays; far below the cap nothing changes."""
+    logits = np.array([[-np.inf, 1.0, np.inf], [1.0, np.nan, 0.0], [1e-3, 2e-3, -1e-3]])
+    z, t = natives(placed(lib, logits.astype(DTYPES[dtype]), np.array([2, 0, 1])))
+    kind = "float64" if dtype == "float64" else "float32"
+    options = {"softcap": 30.0, "reduction": "none"}
+    loss, lse = gpuact.cross_entropy(z, t, return_lse=True, **options)
+    loss, lse = lib.numpy(loss, z, (3,), kind), lib.numpy(lse, z, (3,), kind)
+    assert abs(loss[0]) < 1e-6
+    assert abs(lse[0] - 30) < 1e-5
+    assert np.isnan(loss).tolist() == np.isnan(lse).tolist() == [False, True, False]
+    plain = gpuact.cross_entropy(z, t, reduction="none")
+    assert abs(loss[2] - lib.executor.to_numpy(plain)[2]) < 1e-6
+    _, dz = gpuact.cross_entropy_with_grad(z, t, **options)
+    dz = lib.numpy(dz, z, (3, 3), dtype).astype(np.float64)
+    assert dz[0, [0, 2]].tolist() == [0.0, 0.0]
+    assert np.isnan(dz[1]).all()
 
 
 @pytest.mark.parametrize("kind", ["int32", "int64"])
@@ -489,6 +572,134 @@ def test_the_gradient_may_be_written_anywhere(lib):
     want = lib.executor.to_numpy(gpuact.cross_entropy_with_grad(z, shares.native)[1])
     gpuact.cross_entropy_with_grad(z, shares.native, dlogits_out=shares.native)
     assert (shares.numpy() == want).all()
+
+
+# -- the gradient found in forward ----------------------------------------------------------------
+
+at_once = pytest.mark.parametrize("lib", TORCH, indirect=True)
+
+
+@at_once
+@pytest.mark.parametrize("kind", ["int64", "unnormalised"])
+def test_gradient_in_forward_is_the_gradient(lib, kind):
+    for layout in LAYOUTS:
+        for case, want in sample(lib, layout, kind)[::3]:
+            if case.reduction == "none":
+                continue
+            what = f"{lib.name} {layout} {case.options}"
+            z, t, w = natives(placed(lib, case.logits, case.target, case.weight))
+            z.requires_grad_()
+            loss = gpuact.cross_entropy(z, t, weight=w, gradient_in_forward=True, **case.options)
+            near(lib.numpy(loss, z, (), "float64"), want["loss"], f"loss {what}")
+            (dz,) = torch.autograd.grad(loss, z, lib.place(case.dloss()).native)
+            near(lib.numpy(dz, z, case.logits.shape, "float64"), want["dlogits"], what)
+
+
+@at_once
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_in_forward_in_every_dtype(lib, dtype):
+    """The loss's gradient is no number of a half type: it enters as float32 has it."""
+    rng = np.random.default_rng(14)
+    logits = (rng.standard_normal((5, 40)) * 3).astype(DTYPES[dtype])
+    target = rng.integers(0, 40, 5)
+    z, t = natives(placed(lib, logits, target))
+    z.requires_grad_()
+    (
+        gpuact.cross_entropy(z, t, reduction="sum", gradient_in_forward=True) * 1.0009765625
+    ).backward()
+    want = Case(logits.astype(np.float64), target, None, reduction="sum").torch()["unit"]
+    digits = {"float16": 11, "bfloat16": 8, "float32": 19, "float64": 48}[dtype]
+    got = lib.executor.to_numpy(z.grad).astype(np.float64)
+    assert np.abs(got - 1.0009765625 * want).max() < 2.0 ** (1 - digits)
+
+
+@at_once
+def test_gradient_in_forward_keeps_the_gradient_alone(lib):
+    z, t = natives(placed(lib, np.random.default_rng(15).standard_normal((4, 6)), np.arange(4)))
+    z.requires_grad_()
+    stored = []
+
+    def pack(tensor: Any) -> Any:
+        stored.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = gpuact.cross_entropy(z, t, gradient_in_forward=True)
+    (kept,) = stored
+    assert kept.data_ptr() != z.data_ptr()
+    assert kept.shape == z.shape
+    (dz,) = torch.autograd.grad(loss, z)
+    assert dz.data_ptr() == kept.data_ptr()
+
+
+@at_once
+def test_gradient_in_forward_serves_one_backward(lib):
+    """A second one, and a gradient to be differentiated, are refused with the option's name."""
+    z, t = natives(placed(lib, np.zeros((2, 3)), np.array([0, 1])))
+    z.requires_grad_()
+    for keep in (True, False):
+        loss = gpuact.cross_entropy(z, t, gradient_in_forward=True)
+        loss.backward(retain_graph=keep)
+        with pytest.raises(RuntimeError, match=r"second backward came .*gradient_in_forward=True"):
+            loss.backward()
+    loss = gpuact.cross_entropy(z, t, gradient_in_forward=True)
+    with pytest.raises(NotImplementedError, match=r"gradient_in_forward=True, which keeps no"):
+        torch.autograd.grad(loss, z, create_graph=True)
+    torch.autograd.grad(loss, z)  # which took nothing
+
+
+@at_once
+def test_gradient_in_forward_changes_nothing_where_nothing_is_tracked(lib):
+    z, t = natives(placed(lib, np.zeros((2, 3)), np.array([0, 1])))
+    for reduction in REDUCTIONS:
+        loss, _ = gpuact.cross_entropy(
+            z, t, reduction=reduction, return_lse=True, gradient_in_forward=True
+        )
+        assert torch.equal(loss, gpuact.cross_entropy(z, t, reduction=reduction))
+        assert not loss.requires_grad
+    z.requires_grad_()
+    with torch.no_grad():
+        assert not gpuact.cross_entropy(z, t, gradient_in_forward=True).requires_grad
+
+
+# -- layouts --------------------------------------------------------------------------------------
+
+# name → the memory's shape, the logits in it, the class axis
+IN_PLACE: dict[str, tuple[tuple[int, ...], Callable[[Any], Any], int]] = {
+    "(N, C)": ((6, 5), lambda m: m, -1),
+    "(N, C), rows apart": ((6, 9), lambda m: m[:, :5], -1),
+    "(C, N)": ((5, 6), lambda m: m, 0),
+    "(N, C, d1)": ((3, 5, 4), lambda m: m, 1),
+    "(N, C, d1, d2)": ((2, 5, 3, 4), lambda m: m, 1),
+    "(N, C, d1, d2), channels last": ((2, 3, 4, 5), lambda m: m.transpose(1, 3).transpose(2, 3), 1),
+    "(…, C)": ((2, 3, 4, 5), lambda m: m, -1),
+    "(…, C), strided": ((2, 3, 4, 10), lambda m: m[..., ::2], -1),
+}
+
+
+@pytest.mark.parametrize("lib", libraries("numpy", "torch-cpu"), indirect=True)
+@pytest.mark.parametrize("layout", IN_PLACE)
+def test_logits_are_read_where_they_lie(lib, layout, monkeypatch):
+    """What the kernels see is the caller's memory, of logits and of probabilities."""
+    shape, view, axis = IN_PLACE[layout]
+    memory = torch.from_numpy(np.random.default_rng(16).standard_normal(shape))
+    logits = view(memory)
+    z = logits if lib.name == "torch-cpu" else logits.numpy()
+    seen: list[int] = []
+    for name in ("cross_entropy", "cross_entropy_backward", "cross_entropy_with_grad"):
+        work = getattr(lib.executor.backend, name)
+
+        def spy(*args: Any, work: Any = work, name: str = name, **options: Any) -> None:
+            first = 0 if name == "cross_entropy" else 1
+            seen.extend(a.ctypes.data for a in args[first : first + 2])
+            work(*args, **options)
+
+        monkeypatch.setattr(lib.executor.backend, name, spy)
+    options = {"axis": axis, "label_smoothing": 0.1}
+    loss, lse = gpuact.cross_entropy(z, z, return_lse=True, **options)
+    gpuact.cross_entropy_backward(loss, z, z, lse, **options)
+    gpuact.cross_entropy_with_grad(z, z, **options)
+    assert seen == [memory.data_ptr()] * 6
 
 
 # -- targets out of range -------------------------------------------------------------------------

@@ -388,6 +388,13 @@ def test_another_librarys_backend_works_on_the_callers_stream(lib, stream):
 # -- warmup() -------------------------------------------------------------------------------------
 
 
+def unprepared(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and losses go by the backend's own functions, not by what was learned or is prepared."""
+    for name in ("prepare_rows", "prepare_losses"):
+        monkeypatch.delattr(backend, name, raising=False)
+    monkeypatch.setattr(routes, "_routes", {})
+
+
 @pytest.mark.every
 @pytest.mark.parametrize("lib", [*libraries("numpy", "cupy"), *TORCH], indirect=True)
 def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
@@ -410,7 +417,7 @@ def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
             return lambda *given: (ran.append(formula), start(*given))
 
         monkeypatch.setattr(lib.executor.backend, "prepare", prepared)
-    monkeypatch.setattr(routes, "_routes", {})  # those learned before start what they prepared
+    unprepared(lib.executor.backend, monkeypatch)
     like = lib.place(X).native
     each = {"elementwise": 3, "rows": 2, "loss": 3}
     calls = sum(each[f.kind] for f in FUNCTIONS.values())
@@ -419,6 +426,50 @@ def test_warmup_runs_every_function_and_its_backward(lib, monkeypatch):
     assert kernels | {"linear_backward", "prelu_backward"} | set(whole) <= set(ran)
     assert gpuact.warmup([(2, 3), (4,)], ["float32", "float16"], ["relu"], like=like) == 4 * 3
     assert gpuact.warmup([], like=like) == 0
+
+
+@pytest.mark.parametrize("lib", [*libraries("numpy", "cupy"), *TORCH], indirect=True)
+def test_warmup_with_options(lib, monkeypatch):
+    """Each goes to every function that takes it, and so to the kernels."""
+    ran: list[Any] = []
+    losses = ("cross_entropy", "cross_entropy_backward", "cross_entropy_with_grad")
+    for name in ("rows", *losses):
+        work = getattr(lib.executor.backend, name)
+
+        def spy(*args: Any, name: str = name, work: Any = work, **options: Any) -> None:
+            ran.append((args[0], args[3]) if name == "rows" else (name, args, options))
+            work(*args, **options)
+
+        monkeypatch.setattr(lib.executor.backend, name, spy)
+    unprepared(lib.executor.backend, monkeypatch)
+    x = lib.place(np.zeros((2, 3, 4), np.float32)).native
+    mask = lib.place(np.ones((2, 1, 4), bool)).native
+    options = {"scale": 0.5, "mask": mask, "causal": True, "all_masked": "zero"}
+    assert gpuact.warmup([(2, 3, 4)], ["float32"], ["softmax"], like=x, **options) == 2
+    (_, forward), (_, backward) = ran
+    assert (forward.scale, forward.causal, forward.zero) == (0.5, 3, True)
+    assert tuple(forward.mask.shape) == (2, 3, 4)
+    assert (backward.scale, backward.mask, backward.causal) == (0.5, None, 0)
+
+    ran.clear()
+    weight = lib.place(np.ones(3, np.float32)).native
+    options = {"weight": weight, "z_loss": 0.1, "softcap": 5.0, "label_smoothing": 0.1, "axis": 1}
+    both = ["cross_entropy", "log_softmax"]
+    assert gpuact.warmup([(2, 3, 4)], ["float32"], both, like=x, **options) == 5
+    for name, args, given in (what for what in ran if what[0] in losses):
+        assert (given["z_loss"], given["softcap"], given["label_smoothing"]) == (0.1, 5.0, 0.1)
+        logits, target, *_ = args if name == "cross_entropy" else args[1:]
+        assert (tuple(logits.shape), tuple(target.shape)) == ((2, 3, 4), (2, 4))
+    ran.clear()
+    options = {"target": x, "axis": -1, "gradient_in_forward": True, "reduction": "sum"}
+    assert gpuact.warmup([(2, 3, 4)], ["float32"], ["cross_entropy"], like=x, **options) == 3
+    tensors = lib.name.startswith("torch")
+    # a backend may come back to its own face, with copies of what lies otherwise
+    assert list(dict.fromkeys(name for name, *_ in ran)) == list(losses)
+    assert len(ran) >= len(losses) + tensors
+    for name, args, _ in ran:
+        logits, target, *_ = args if name == "cross_entropy" else args[1:]
+        assert tuple(logits.shape) == tuple(target.shape) == (6, 4, 1)
 
 
 def passes(function: Function) -> list[Pass]:

@@ -414,6 +414,82 @@ CASES: dict[str, Case] = {
         TypeError,
         "axis: tuple came, allowed is an int",
     ),
+    # scores
+    "softmax scale None": (
+        lambda out: gpuact.softmax(X, scale=None, out=out),
+        TypeError,
+        "scale: NoneType came, allowed is a number",
+    ),
+    "softmax scale an array": (
+        lambda out: gpuact.softmax(X, scale=X[0], out=out),
+        TypeError,
+        "scale: ndarray came, allowed is a number",
+    ),
+    "scale of softmax's backward": (
+        lambda out: gpuact.softmax_backward(X, X, scale="2"),
+        TypeError,
+        "scale: str came, allowed is a number",
+    ),
+    "a mask of integers": (
+        lambda out: gpuact.softmax(X, mask=np.ones(3, int), out=out),
+        TypeError,
+        r"mask: dtype int64 came, allowed are bool \(True takes part\) and, to be added, float16",
+    ),
+    "a complex mask": (
+        lambda out: gpuact.softmax(X, mask=X + 1j, out=out),
+        TypeError,
+        "mask: dtype complex64 came",
+    ),
+    "a mask of objects": (
+        lambda out: gpuact.softmax(X, mask=[None] * 3, out=out),
+        TypeError,
+        "mask: dtype object came",
+    ),
+    "a mask of the other axis": (
+        lambda out: gpuact.softmax(X, mask=np.ones(2, bool), out=out),
+        ValueError,
+        r"mask: shape \(2,\) came, allowed are shapes that broadcast to \(2, 3\)",
+    ),
+    "a mask that would widen x": (
+        lambda out: gpuact.softmax(X[:1], mask=X > 0, out=out[:1]),
+        ValueError,
+        r"mask: shape \(2, 3\) came, allowed are shapes that broadcast to \(1, 3\)",
+    ),
+    "a mask of more dimensions": (
+        lambda out: gpuact.softmax(X, mask=np.ones((1, 2, 3), bool), out=out),
+        ValueError,
+        r"mask: shape \(1, 2, 3\) came",
+    ),
+    "causal along another axis": (
+        lambda out: gpuact.softmax(X, 0, causal=True, out=out),
+        ValueError,
+        r"causal: came with axis \(0,\) of x of 2 dimensions, allowed is the last axis of two at",
+    ),
+    "causal along all axes": (
+        lambda out: gpuact.softmax(X, None, causal=True, out=out),
+        ValueError,
+        r"causal: came with axis \(0, 1\)",
+    ),
+    "causal in one dimension": (
+        lambda out: gpuact.softmax(X[0], causal=True),
+        ValueError,
+        r"causal: came with axis \(0,\) of x of 1 dimensions",
+    ),
+    "causal a word": (
+        lambda out: gpuact.softmax(X, causal="yes", out=out),
+        TypeError,
+        "causal: str came, allowed is True or False",
+    ),
+    "all_masked unknown": (
+        lambda out: gpuact.softmax(X, all_masked="one", out=out),
+        ValueError,
+        "all_masked: 'one' came, allowed are 'nan', 'zero'",
+    ),
+    "all_masked a number": (
+        lambda out: gpuact.softmax(X, all_masked=0, out=out),
+        ValueError,
+        "all_masked: 0 came, allowed are 'nan', 'zero'",
+    ),
     # dtype=
     "dtype an integer": (
         lambda out: gpuact.softmax(X, dtype="int32", out=out),
@@ -646,6 +722,51 @@ CASES: dict[str, Case] = {
         TypeError,
         "label_smoothing: str came",
     ),
+    "z_loss below 0": (
+        lambda out: gpuact.cross_entropy(Z, T, z_loss=-1e-4),
+        ValueError,
+        "z_loss: -0.0001 came, allowed is a finite number from 0 on",
+    ),
+    "z_loss NaN": (
+        lambda out: gpuact.cross_entropy_with_grad(Z, T, z_loss=np.nan),
+        ValueError,
+        "z_loss: nan came",
+    ),
+    "z_loss infinite": (
+        lambda out: gpuact.cross_entropy(Z, T, z_loss=np.inf),
+        ValueError,
+        "z_loss: inf came",
+    ),
+    "z_loss None": (
+        lambda out: gpuact.cross_entropy(Z, T, z_loss=None),
+        TypeError,
+        "z_loss: NoneType came, allowed is a number",
+    ),
+    "softcap 0": (
+        lambda out: gpuact.cross_entropy(Z, T, softcap=0.0),
+        ValueError,
+        "softcap: 0.0 came, allowed is a finite number above 0",
+    ),
+    "softcap below 0": (
+        lambda out: gpuact.cross_entropy_backward(NUMBER, Z, T, Z[:, 0], softcap=-30),
+        ValueError,
+        "softcap: -30.0 came",
+    ),
+    "softcap infinite": (
+        lambda out: gpuact.cross_entropy(Z, T, softcap=np.inf),
+        ValueError,
+        "softcap: inf came",
+    ),
+    "softcap an array": (
+        lambda out: gpuact.cross_entropy(Z, T, softcap=Z),
+        TypeError,
+        "softcap: ndarray came, allowed is a number",
+    ),
+    "gradient_in_forward a word": (
+        lambda out: gpuact.cross_entropy(Z, T, gradient_in_forward="sum"),
+        TypeError,
+        "gradient_in_forward: str came, allowed is True or False",
+    ),
     "ignore_index a float": (
         lambda out: gpuact.cross_entropy(Z, T, ignore_index=1.5),
         TypeError,
@@ -732,6 +853,16 @@ CASES: dict[str, Case] = {
         ValueError,
         r"functions: \['gelu'\] came, allowed are linear",
     ),
+    "an option that nobody takes": (
+        lambda out: gpuact.warmup(functions=["softmax", "relu"], like=X, z_loss=0.1),
+        ValueError,
+        "z_loss: came for softmax, relu, which can be warmed up with all_masked, axis, causal",
+    ),
+    "an option where there is none": (
+        lambda out: gpuact.warmup(functions=["relu"], like=X, out=out),
+        ValueError,
+        "out: came for relu, which can be warmed up with no option",
+    ),
     "asarray of text": (
         lambda out: gpuact.asarray("text"),
         TypeError,
@@ -784,7 +915,7 @@ def test_bad_input(case):
 
 
 def good_calls() -> None:
-    """Of every elementwise function, with and without `out`."""
+    """Of every function of elements and rows, with and without `out`."""
     y, slopes = np.empty_like(X), np.ones(3, np.float32)
     for name in PLAIN:
         getattr(gpuact, name)(X, out=y)
@@ -796,6 +927,12 @@ def good_calls() -> None:
     gpuact.prelu(X, slopes, out=y)
     gpuact.prelu_backward(X, X, slopes, channel_axis=1)
     gpuact.fused(X, "prelu", weight=slopes, scale=2.0, bias=slopes, out=y)
+    for axis in (-1, 0, 1, None):
+        gpuact.softmax(X, axis)
+        gpuact.softmax_backward(X, X, axis)
+        gpuact.log_softmax(X, axis, out=y)
+        gpuact.log_softmax(X, axis)
+        gpuact.log_softmax_backward(X, X, axis)
 
 
 def test_every_public_function_is_in_the_table():
@@ -877,6 +1014,53 @@ def _torch_cases() -> dict[str, Case]:
             lambda out: gpuact.cross_entropy(x, t, weight=weight),
             ValueError,
             "weight: came requiring grad",
+        ),
+        "a mask requires grad": (
+            lambda out: gpuact.softmax(x, mask=weight, out=out),
+            ValueError,
+            "mask: came requiring grad; a mask is a constant",
+        ),
+        "a mask of numpy": (
+            lambda out: gpuact.softmax(x, mask=X > 0, out=out),
+            TypeError,
+            "mask: ndarray came beside x of type Tensor; all arrays of a call must be of one",
+        ),
+        "a mask on another device": (
+            lambda out: gpuact.softmax(x, mask=(x > 0).to("meta"), out=out),
+            TypeError,
+            "mask: is on meta while x is on cpu; all arrays of a call must be on one device",
+        ),
+        "a sparse mask": (
+            lambda out: gpuact.softmax(x, mask=x.to_sparse(), out=out),
+            TypeError,
+            "mask: a sparse tensor came, allowed is a dense one",
+        ),
+        "scores require grad": (
+            lambda out: gpuact.softmax(tracked, scale=0.5, causal=True, out=out),
+            ValueError,
+            "out: came with a tensor that requires grad",
+        ),
+        "a scale that would be learned": (
+            lambda out: gpuact.softmax(x, scale=weight[0], out=out),
+            TypeError,
+            "scale: Tensor came, allowed is a number",
+        ),
+        "gradient_in_forward of every row": (
+            lambda out: gpuact.cross_entropy(
+                tracked, t, reduction="none", gradient_in_forward=True
+            ),
+            ValueError,
+            "gradient_in_forward: came with reduction='none', allowed are 'mean' and 'sum'",
+        ),
+        "gradient_in_forward and lse": (
+            lambda out: gpuact.cross_entropy(tracked, t, return_lse=True, gradient_in_forward=True),
+            ValueError,
+            "gradient_in_forward: came with return_lse=True, allowed is the loss alone",
+        ),
+        "gradient_in_forward by probabilities": (
+            lambda out: gpuact.cross_entropy(x, tracked, gradient_in_forward=True),
+            ValueError,
+            "gradient_in_forward: came with a target that requires grad, allowed is one that does",
         ),
         "a slope that would be learned": (
             lambda out: gpuact.leaky_relu(x, weight[0], out=out),

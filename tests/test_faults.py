@@ -22,10 +22,7 @@ BARRIER = re.compile(r"(?:bar|barrier)\.(?:cta\.)?sync[^;]*;")
 
 @pytest.fixture(params=harness.executors("cupy-ptx", "triton-ptx"))
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Executor:
-    made = harness.make(request.param, monkeypatch)
-    if made.family == "cupy":  # so that a block goes on to a second row, as it does on large arrays
-        monkeypatch.setattr("gpuact.kernels.cupy.MAX_BLOCKS", 2)
-    return made
+    return harness.make(request.param, monkeypatch)
 
 
 def softmax(executor: Executor) -> None:

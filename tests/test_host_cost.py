@@ -115,6 +115,46 @@ def test_a_call_without_gradients(on_triton, what, record_property):
     held(record_property, what, measure, BEFORE_A_LAUNCH)
 
 
+# µs; a loss's mean takes four launches, five new tensors and a division between its sums
+ROWS = {
+    "softmax(x)": 3.5,
+    "softmax_backward(dy, y)": 3.5,
+    "softmax(x, scale=, mask=, causal=True)": 5.0,
+    "cross_entropy(x, target, reduction='none')": 8.5,
+    "cross_entropy(x, target)": 17.0,
+}
+
+
+def calls_of_rows(x: Any, y: Any, mask: Any, target: Any) -> dict[str, Callable[[], Any]]:
+    return {
+        "softmax(x)": lambda: gpuact.softmax(x),
+        "softmax_backward(dy, y)": lambda: gpuact.softmax_backward(x, y),
+        "softmax(x, scale=, mask=, causal=True)": lambda: gpuact.softmax(
+            x, scale=0.125, mask=mask, causal=True
+        ),
+        "cross_entropy(x, target, reduction='none')": lambda: gpuact.cross_entropy(
+            x, target, reduction="none"
+        ),
+        "cross_entropy(x, target)": lambda: gpuact.cross_entropy(x, target),
+    }
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("what", ROWS)
+def test_a_call_of_rows(on_triton, what, record_property):
+    torch = on_triton
+    x, y = torch.randn(4, 8, 16), torch.empty(4, 8, 16)
+    mask = torch.ones(4, 1, 16, dtype=torch.bool)
+    target = torch.zeros(4, 8, dtype=torch.int64)
+    call = calls_of_rows(x, y, mask, target)[what]
+    call()
+
+    def measure() -> float:
+        return microseconds(call) - microseconds(lambda: torch.empty_like(x))
+
+    held(record_property, what, measure, ROWS[what])
+
+
 def empty_function(torch: Any) -> Any:
     class Empty(torch.autograd.Function):
         @staticmethod
@@ -148,6 +188,29 @@ def test_calls_with_gradients(on_triton, record_property):
     held(record_property, what, measure, 2 * BEFORE_A_LAUNCH)
 
 
+GRADIENTS_OF_ROWS = {"softmax": 12.0, "cross_entropy": 36.0}  # µs, of which seven launches
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", GRADIENTS_OF_ROWS)
+def test_rows_with_gradients(on_triton, name, record_property):
+    torch = on_triton
+    leaf, target = torch.randn(4, 8, requires_grad=True), torch.zeros(4, dtype=torch.int64)
+    empty, dy, one = empty_function(torch), torch.ones(4, 8), torch.ones(())
+    calls = {
+        "softmax": lambda: gpuact.softmax(leaf).backward(dy),
+        "cross_entropy": lambda: gpuact.cross_entropy(leaf, target).backward(one),
+    }
+    calls[name]()
+
+    def measure() -> float:
+        beside = microseconds(lambda: empty.apply(leaf).backward(dy))
+        return microseconds(calls[name]) - beside
+
+    what = f"{name} forward and backward, beyond an empty autograd function"
+    held(record_property, what, measure, GRADIENTS_OF_ROWS[name])
+
+
 @pytest.mark.interpreter
 def test_no_autograd_function_without_gradients(on_triton, monkeypatch):
     torch = on_triton
@@ -173,14 +236,21 @@ def test_no_autograd_function_without_gradients(on_triton, monkeypatch):
 ELEMENTWISE_KERNEL = 11.0  # µs: what CuPy's own Python takes for an ElementwiseKernel call
 
 
-def test_a_call_on_cupy(monkeypatch, record_property):
-    """No more of ours than an ElementwiseKernel's call; NumPy's arrays stand for CuPy's."""
+@pytest.fixture
+def on_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's arrays stand for CuPy's; a launch does nothing."""
     pytest.importorskip("cupy")
     backend = harness.make("cupy-ptx", monkeypatch, run=False).backend
-    monkeypatch.setattr(backend, "launch_elementwise", lambda *args: None)
+    for name in ("launch_elementwise", "launch_raw"):
+        monkeypatch.setattr(backend, name, lambda *args: None)
     monkeypatch.setattr(backend, "address", lambda array: 0)
+    monkeypatch.setattr(backend, "_plans", {})
     monkeypatch.setitem(dispatch._usable, "numpy", backend)
     monkeypatch.setattr(routes, "_routes", {})  # those found lead to NumPy
+
+
+def test_a_call_on_cupy(on_cupy, record_property):
+    """No more of ours than an ElementwiseKernel's call."""
     x = np.zeros((4, 8, 16), np.float32)
     gpuact.relu(x)
 
@@ -188,3 +258,18 @@ def test_a_call_on_cupy(monkeypatch, record_property):
         return microseconds(lambda: gpuact.relu(x)) - microseconds(lambda: np.empty_like(x))
 
     held(record_property, "relu(x) on CuPy", measure, ELEMENTWISE_KERNEL)
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_a_call_of_rows_on_cupy(on_cupy, what, record_property):
+    """No more than an ElementwiseKernel's call; a loss's mean has four launches."""
+    x, y = np.zeros((4, 8, 16), np.float32), np.empty((4, 8, 16), np.float32)
+    mask, target = np.ones((4, 1, 16), bool), np.zeros((4, 8), np.int64)
+    call = calls_of_rows(x, y, mask, target)[what]
+    call()
+
+    def measure() -> float:
+        return microseconds(call) - microseconds(lambda: np.empty_like(x))
+
+    limit = ELEMENTWISE_KERNEL * (2.5 if what == "cross_entropy(x, target)" else 1)
+    held(record_property, f"{what} on CuPy", measure, limit)

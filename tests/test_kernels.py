@@ -51,7 +51,9 @@ def test_no_cuda_kernel_goes_unlaunched(recorded):
     texts = [path.read_text() for path in (KERNELS / "cupy").glob("*.cuh")]
     names = re.findall(r'extern "C" __global__ void\s+(?:__\w+__\(.*?\)\s+)?(\w+)', "".join(texts))
     assert names, "the kernels have moved"
-    assert set(names) <= recorded, set(names) - recorded
+    # a macro of entry.cuh is the names of all over rows, whose regimes tests/test_rows.py reaches
+    names = set(names) - {"GPUACT_DIMENSIONS", "GPUACT_KERNEL"}
+    assert names <= recorded, names - recorded
 
 
 @pytest.mark.parametrize("recorded", harness.executors("triton-ptx"), indirect=True)
@@ -61,7 +63,7 @@ def test_no_triton_function_goes_unused(recorded):
     names = re.findall(r"@triton\.jit\ndef (\w+)\(", whole)
     assert names, "the kernels have moved"
     # called by others, or handed on to a scan
-    helpers = {name for name in names if len(re.findall(rf"\b{name}[()]", whole)) > 1}
+    helpers = {name for name in names if len(re.findall(rf"\b{name}[(),]", whole)) > 1}
     assert set(names) - helpers <= recorded, set(names) - helpers - recorded
 
 

@@ -22,11 +22,19 @@ def test_the_table_of_functions_is_the_catalogue():
     assert table.splitlines() == rows, "the rows of README.md must be:\n" + "\n".join(rows)
 
 
-@pytest.mark.parametrize("library", ("numpy", "torch", "gpuact"))
-def test_the_examples_run(library):
+@pytest.mark.parametrize(
+    ("library", "first"),
+    [
+        ("numpy", "import numpy"),
+        ("torch", "import torch"),
+        ("gpuact", "import gpuact"),
+        ("torch", "from torch"),
+    ],
+)
+def test_the_examples_run(library, first):
     pytest.importorskip(library)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (code,) = (b for b in blocks if b.startswith(f"import {library}"))
+    (code,) = (b for b in blocks if b.startswith(first))
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     if library == "numpy":
@@ -36,6 +44,10 @@ def test_the_examples_run(library):
         assert 0.05 < (names["y"] == names["residual"]).mean() < 0.6  # dropped, or negative
         assert names["grads"]["x"].shape == (32, 1024)
         assert names["grads"]["bias"].shape == (1024,)
+    elif first == "from torch":
+        assert (names["attention"][..., 12:] == 0).all()
+        assert names["attention"].sum(-1).ravel().tolist() == pytest.approx([1.0] * 128)
+        assert bool(names["logits"].grad.abs().sum() > 0)
     else:
         assert names["x"].grad.shape == (8, 16, 10)
         assert bool(names["weight"].grad.abs().sum() > 0)

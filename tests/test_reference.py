@@ -270,6 +270,30 @@ def test_a_row_in_chunks_is_the_row(name, cut):
         np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-13)
 
 
+def test_scores_in_chunks_are_the_scores():
+    """A row in which no column takes part is 0 if asked; backward multiplies by the scale."""
+    rng = np.random.default_rng(4)
+    x, mask, part = rng.standard_normal(100), rng.standard_normal(100), rng.random(100) < 0.5
+    statistics, merge, finish = reference.CHUNKED["softmax"]
+    for columns in (part, np.zeros(100, bool)):
+        z = reference.scores(x, 0.5, mask, columns)
+        np.testing.assert_array_equal(z, np.where(columns, 0.5 * x + mask, -np.inf))
+        chunks = [z[i : i + 7] for i in range(0, 100, 7)]
+        found = [statistics(chunk) for chunk in chunks]
+        merged = merge(*(np.array(column) for column in zip(*found, strict=True)))
+        merged = reference.spared(*merged)
+        got = np.concatenate([finish(chunk, *merged) for chunk in chunks])
+        want = reference.softmax(z[None], zero=True)[0]
+        np.testing.assert_allclose(got, want, rtol=1e-13)
+        np.testing.assert_array_equal(want == 0, ~columns)
+        with np.errstate(all="ignore"):
+            plain = reference.softmax(z[None])[0]
+        np.testing.assert_array_equal(plain, want if columns.any() else np.full(100, np.nan))
+    scaled = reference.softmax_backward(DY, reference.softmax(ROWS), scale=-1.5)
+    plain = reference.softmax_backward(DY, reference.softmax(ROWS))
+    np.testing.assert_allclose(scaled, -1.5 * plain, rtol=1e-15)
+
+
 # -- cross-entropy --------------------------------------------------------------------------------
 
 CLASSES = np.array([0, 5, 2, -100, 3, 3, -100])
@@ -277,28 +301,32 @@ SHARES = np.random.default_rng(3).uniform(0, 1, (7, 6))
 WEIGHT = np.array([0.5, 2.0, 1.0, 0.25, 3.0, 1.5])
 
 
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weight"])
 @pytest.mark.parametrize("target", [CLASSES, SHARES], ids=["classes", "probabilities"])
-def test_cross_entropy(target, weight, smoothing):
+def test_cross_entropy(target, weight, smoothing, z_loss, softcap):
     """The loss against its definition in mpmath, the gradient against differences of the loss."""
-    options = (-100, smoothing)
-    loss, lse = reference.cross_entropy(ROWS, target, weight, *options)
+    options = (-100, smoothing, z_loss)
+    z = reference.capped(ROWS, softcap)
+    loss, lse = reference.cross_entropy(z, target, weight, *options)
     scale = np.linspace(1, 2, len(ROWS))
-    gradient = reference.cross_entropy_backward(scale, ROWS, target, weight, lse, *options)
+    gradient = reference.cross_entropy_backward(scale, z, target, weight, lse, *options, softcap)
     ignored = np.array([t.ndim == 0 and t == -100 for t in target])
     y = target if target.ndim == 2 else np.eye(6)[np.where(target < 0, 0, target)]
     q = ((1 - smoothing) * y + smoothing / 6) * (1 if weight is None else weight)
     with mpmath.workdps(30):
-        for k, row in enumerate(ROWS.tolist()):
-            log_sum = mpmath.log(sum(mpmath.exp(mpmath.mpf(v)) for v in row))
-            want = sum(
-                mpmath.mpf(a) * (log_sum - v) for a, v in zip(q[k].tolist(), row, strict=True)
-            )
+        for k, logits in enumerate(ROWS.tolist()):
+            row = [softcap * mpmath.tanh(v / softcap) if softcap else mpmath.mpf(v) for v in logits]
+            log_sum = mpmath.log(sum(map(mpmath.exp, row)))
+            want = sum(a * (log_sum - v) for a, v in zip(q[k].tolist(), row, strict=True))
+            want += z_loss * log_sum**2
             assert abs(lse[k] - log_sum) < 1e-14
             assert abs(loss[k] - (0 if ignored[k] else want)) < 1e-13
 
     def losses(z: Array) -> Array:
+        z = reference.capped(z, softcap)
         return reference.cross_entropy(z, target, weight, *options)[0][:, None]
 
     want = np.where(ignored[:, None], 0, scale[:, None] * jacobian_of(losses, ROWS)[:, 0, :])

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,163 @@ def test_arrays_that_lie_otherwise(lib, call):
             want = CALLS[call](same.native, *args[1:])
             assert got.tobytes() == lib.executor.to_numpy(want).tobytes(), name
             assert placed.unchanged()
+
+
+ROWS: dict[str, Callable[..., Any]] = {
+    "softmax(x)": lambda x, y: gpuact.softmax(x),
+    "softmax(x, 0)": lambda x, y: gpuact.softmax(x, 0),
+    "softmax(x, None)": lambda x, y: gpuact.softmax(x, None),
+    "log_softmax(x)": lambda x, y: gpuact.log_softmax(x),
+    "softmax_backward(y, x)": lambda x, y: gpuact.softmax_backward(y, x),
+    "log_softmax_backward(y, x, 0)": lambda x, y: gpuact.log_softmax_backward(y, x, 0),
+}
+
+
+@pytest.mark.parametrize("call", ROWS)
+def test_rows_that_lie_otherwise(lib, call):
+    """As above; a row's last bits may depend on where it lies."""
+    other = lib.place(normal(7, 8)[1:]).native
+    for name, make in [*LIES.items(), *LIES.items()]:
+        placed = lib.place(make())
+        got = lib.executor.to_numpy(ROWS[call](placed.native, other))
+        with gpuact.using("numpy"):
+            want = ROWS[call](np.array(make(), order="C"), lib.executor.to_numpy(other))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert placed.unchanged()
+
+
+def scored(x: Array, scale: float, mask: Any, causal: bool, zero: bool) -> Array:
+    z = scale * x.astype(np.float64)
+    if mask is not None:
+        z = np.where(mask, z, -np.inf) if mask.dtype == bool else z + mask
+    if causal:
+        z = np.where(np.tri(*x.shape, dtype=bool), z, -np.inf)
+    with np.errstate(all="ignore"):
+        e = np.exp(z - z.max(-1, keepdims=True))
+        y = e / e.sum(-1, keepdims=True)
+    return np.where((z == -np.inf).all(-1, keepdims=True), 0 if zero else np.nan, y)
+
+
+def test_rows_of_options_that_differ(lib):
+    """One after another and again: what was learned of one kind is not taken for another."""
+    x = normal(6, 8)
+    placed, part = lib.place(x).native, x > -0.5
+    part[2] = False
+    masks = [
+        None,
+        part,
+        part[:1],
+        part[:, :1],
+        np.broadcast_to(part[:1], (6, 8)),
+        part[::-1].copy()[::-1],
+        np.where(part, 0.5, -np.inf).astype(np.float32),
+        normal(8),
+        normal(8).astype(np.float64),
+    ]
+    masks = [m for m in masks if m is None or lib.executor.negative_strides or min(m.strides) >= 0]
+    for _ in range(2):
+        for mask, scale, causal, how in product(
+            masks, (1.0, 0.5, 2, np.float32(0.25)), (False, True), ("nan", "zero")
+        ):
+            options = {"scale": scale, "causal": causal, "all_masked": how}
+            native = None if mask is None else lib.place(mask).native
+            got = lib.executor.to_numpy(gpuact.softmax(placed, mask=native, **options))
+            want = scored(x, scale, mask, causal, how == "zero")
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+        for scale in (1.0, 2.0, 3, 1):
+            got = gpuact.softmax_backward(placed, placed, scale=scale)
+            want = scale * x * (x - (x * x).sum(-1, keepdims=True))
+            np.testing.assert_allclose(lib.executor.to_numpy(got), want, rtol=1e-4, atol=1e-4)
+        plain = lib.executor.to_numpy(gpuact.softmax(placed))
+        double = gpuact.softmax(placed, dtype="float64")
+        assert str(double.dtype).endswith("float64")
+        out = lib.blank(x)
+        assert gpuact.softmax(placed, out=out.native) is out.native
+        assert (out.numpy() == plain).all()
+        for axis in (1.0, 2, "1"):
+            with pytest.raises((TypeError, np.exceptions.AxisError), match=r"^axis: "):
+                gpuact.softmax(placed, axis)
+        for refused in ({"scale": True + 0j}, {"causal": 1}, {"all_masked": 0}, {"scale": None}):
+            with pytest.raises((TypeError, ValueError), match=r"^(scale|causal|all_masked): "):
+                gpuact.softmax(placed, **refused)
+        with pytest.raises(ValueError, match=r"^causal: "):
+            gpuact.softmax(placed, 0, causal=True)
+
+
+TARGET, WEIGHTS = np.array([1, 0, -100, 7, 3, 3]), np.abs(normal(8)) + 0.1
+LOSS_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "sum"},
+    {"reduction": "none"},
+    {"ignore_index": 3},
+    {"label_smoothing": 0.25},
+    {"label_smoothing": 1},
+    {"label_smoothing": 0.5, "weight": WEIGHTS},
+    {"weight": WEIGHTS[::-1]},
+    {"weight": WEIGHTS.astype(np.float64)},
+    {"z_loss": 0.5, "softcap": 2.0},
+    {"z_loss": 0.25, "softcap": 2},
+    {"axis": 1},
+    {"axis": 0},
+]
+TARGETS: dict[str, Array] = {
+    "int64": TARGET,
+    "int32": TARGET.astype(np.int32),
+    "int16": TARGET.astype(np.int16),
+    "every other": np.repeat(TARGET, 2)[::2],
+    "probabilities": np.abs(normal(6, 8)),
+    "float64": np.abs(normal(6, 8)).astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_losses_of_options_that_differ(lib, kind):
+    """As above: of the loss, its gradient and both at once; the options are the caller's."""
+    target, numpy = TARGETS[kind], lib.executor.to_numpy
+    lies = {name: make() for name, make in LIES.items() if name in ("dense", "transposed")}
+    lies["one element behind"] = LIES["one element behind"]()
+    for options, x in [*product(LOSS_OPTIONS, lies.values())] * 2:
+        t = target
+        if options.get("axis") == 0:
+            t = target if target.ndim == 2 else np.concatenate([target, target[:2]]) % 6
+        if "ignore_index" in options:  # and -100 is no class
+            t = np.where(t == -100, 3, t)
+        t = t.astype(target.dtype)
+        if t.ndim == 2 and "ignore_index" in options:
+            continue
+        logits, labels = lib.place(x).native, lib.place(t).native
+        weight = options.get("weight")
+        if weight is not None and options.get("axis") == 0:
+            continue
+        native = dict(options)
+        if weight is not None:
+            if not lib.executor.negative_strides:
+                weight = np.abs(weight)
+            native["weight"] = lib.place(np.array(weight)).native
+        got = gpuact.cross_entropy(logits, labels, return_lse=True, **native)
+        dloss = np.array(2.0, np.float32) if got[0].ndim == 0 else normal(got[0].shape[0])
+        dlogits = gpuact.cross_entropy_backward(
+            lib.place(dloss).native, logits, labels, got[1], **native
+        )
+        both = gpuact.cross_entropy_with_grad(logits, labels, **native)
+        with gpuact.using("numpy"):
+            args = (np.array(x, order="C"), t)
+            want = gpuact.cross_entropy(*args, return_lse=True, **options)
+            dwant = gpuact.cross_entropy_backward(dloss, *args, want[1], **options)
+            both_want = gpuact.cross_entropy_with_grad(*args, **options)
+        pairs = zip((*got, dlogits, *both), (*want, dwant, *both_want), strict=True)
+        for a, b in pairs:
+            assert tuple(a.shape) == b.shape
+            np.testing.assert_allclose(numpy(a), b, rtol=1e-4, atol=1e-5, err_msg=str(options))
+    for refused in (
+        {"ignore_index": 1.0},
+        {"label_smoothing": 1 + 0j},
+        {"softcap": 0},
+        {"reduction": None},
+        {"axis": 1.0},
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{next(iter(refused))}: "):
+            gpuact.cross_entropy(logits, labels, **refused)
 
 
 def test_numbers_that_differ(lib):
@@ -199,8 +357,18 @@ def test_no_memory_of_the_callers_is_kept(lib, dense):
         gpuact.fused(x, "tanh", bias=w, residual=y, dropout=DROPOUT)
         leaf = x.clone().requires_grad_()
         gpuact.sigmoid(leaf).backward(y)
+        gpuact.softmax(x)
+        gpuact.softmax(leaf, 0).backward(y)
+        mask = x > 0
+        gpuact.softmax(x, scale=0.5, mask=mask, causal=True)
+        gpuact.softmax(leaf, mask=w).backward(y)
+        target = torch.arange(6, device=dense.device)
+        gpuact.cross_entropy(x, target, weight=w[0])
+        gpuact.cross_entropy_with_grad(x, target)
+        gpuact.cross_entropy(leaf, target).backward()
+        gone += [weakref.ref(mask), weakref.ref(target)]
         gone += [weakref.ref(t) for t in (x, y, out, w, leaf)]
-        del x, y, out, w, leaf
+        del x, y, out, w, leaf, mask, target
     gc.collect()
     assert [ref() for ref in gone] == [None] * len(gone)
 
@@ -229,6 +397,59 @@ def test_gradients_of_the_same_tensor(lib, dense):
             assert (leaf.grad == dense.clamp(min=0)).all()
         with torch.inference_mode():
             assert (gpuact.relu(dense) == dense.clamp(min=0)).all()
+
+
+@tensors
+def test_gradients_of_rows(lib, dense):
+    """Of a leaf and of what does not require grad, of dense and expanded incoming gradients."""
+    import torch
+
+    want = torch.softmax(dense, -1)
+    for _ in range(2):
+        leaf = dense.clone().requires_grad_()
+        assert not gpuact.softmax(dense).requires_grad
+        with torch.no_grad():
+            assert not gpuact.softmax(leaf).requires_grad
+        for dy in (torch.ones_like(dense), dense, dense[:1].expand(6, 8), dense.t().clone().t()):
+            leaf.grad = None
+            y = gpuact.softmax(leaf)
+            assert torch.allclose(y, want)
+            y.backward(dy)
+            near = want * (dy - (want * dy).sum(-1, keepdim=True))
+            assert torch.allclose(leaf.grad, near, atol=1e-6)
+            (again,) = torch.autograd.grad(gpuact.softmax(leaf), leaf, dy, create_graph=True)
+            with pytest.raises(NotImplementedError, match="softmax_backward"):
+                again.sum().backward()
+        with pytest.raises(NotImplementedError, match="softmax_backward"):
+            gpuact.softmax_backward(leaf, dense).sum().backward()
+
+
+@tensors
+def test_a_mask_of_another_dtype_is_cast_every_time(lib, dense, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(routes, "_routes", {})
+    for column in (2, 5, 3):
+        values = torch.zeros(8, device=dense.device)
+        values[column] = -float("inf")
+        for kind in (torch.float16, torch.float32, torch.float64):
+            y = gpuact.softmax(dense, mask=values.to(kind))
+            assert torch.allclose(y, torch.softmax(dense + values, -1))
+        assert torch.equal(gpuact.softmax(dense, mask=values == 0), y)
+
+
+@tensors
+def test_a_mask_that_requires_a_gradient(lib, dense):
+    """Refused where autograd records, whatever was learned where it did not."""
+    import torch
+
+    mask = torch.zeros(8, device=dense.device).requires_grad_()
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(gpuact.softmax(dense, mask=mask), gpuact.softmax(dense))
+        for x in (dense, dense.clone().requires_grad_()):
+            with pytest.raises(ValueError, match=r"^mask: came requiring grad"):
+                gpuact.softmax(x, mask=mask)
 
 
 @tensors

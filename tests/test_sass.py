@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from tests import harness, sass
-from tests.bounds import DTYPES
+from tests.bounds import DTYPES, compute_dtype
 from tests.harness import Launch
 from tests.ptxrun import PTXModule
 from tests.sass import WIDE, Access, Function
@@ -194,6 +195,97 @@ def test_machine_code(name, backend, dtype, capability, monkeypatch, record_prop
     assert not [f for f in faults if held or not f.startswith("gone around")]
     if held:
         assert took[0] <= held[0] and took[1] <= held[1]
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+H100 = 39 / 4, 4.9 / 4
+ROWS = {
+    "softmax": ("x", "out"),
+    "log_softmax": ("x", "out"),
+    "softmax_backward": ("dy", "y", "out"),
+    "cross_entropy_with_grad": ("logits", "out"),
+}
+# Kernels that take longer than the H200's time have the H100's.
+SLOWER = {
+    ("cross_entropy_with_grad", backend, dtype)
+    for backend in ("cupy-ptx", "triton-ptx")
+    for dtype in ("float16", "bfloat16")
+}
+# A reciprocal a thread, of a sum from 1 on, may go around the slow side of IEEE's division; and
+# where there is no lse, it has no name that what would be stored there could be told by.
+OF_A_ROW = ("gone around: $__internal", "whose pointer is it: ? store")
+ROW = (512, 4096, 1)  # in the registers of a block; all begin at 16 bytes
+
+
+def row_call(executor: harness.Executor, formula: str, dtype: str) -> Call:
+    backend, kind = executor.backend, DTYPES[dtype]
+    kept = DTYPES[compute_dtype(dtype)]
+    arrays = {name: executor.place(np.ones(ROW, kind)) for name in ROWS[formula]}
+    each = {"scale": kept, "target": np.dtype(np.int64), "loss": kept}
+    small = {name: executor.place(np.zeros(ROW[::2], of)) for name, of in each.items()}
+    *given, out = (p.native for p in arrays.values())
+    scale, target, loss = (p.native for p in small.values())
+
+    def run() -> None:
+        if formula != "cross_entropy_with_grad":
+            backend.rows(formula, tuple(given), out, None, executor.empty)
+        else:
+            backend.cross_entropy_with_grad(
+                scale,
+                *given,
+                target,
+                None,
+                loss,
+                out,
+                ignore_index=-100,
+                label_smoothing=0.0,
+                z_loss=0.0,
+                softcap=0.0,
+                empty=executor.empty,
+            )
+
+    return Call(run, arrays, small)
+
+
+ROW_TARGETS = [
+    pytest.param(formula, backend, dtype, marks=() if quick else pytest.mark.slow)
+    for formula in ROWS
+    for backend in ("cupy-ptx", "triton-ptx")
+    for dtype in DTYPES
+    for quick in [dtype == "bfloat16" or (dtype == "float32" and formula == "softmax")]
+]
+
+
+@pytest.mark.parametrize(("formula", "backend", "dtype"), ROW_TARGETS)
+def test_machine_code_of_rows(formula, backend, dtype, monkeypatch, record_property):
+    """The loop that merges a row's chunks counts once: 16 lanes have so many in one round."""
+    executor = harness.make(backend, monkeypatch, run=False)
+    call = row_call(executor, formula, dtype)
+    call.run()
+    (launch,) = executor.launches
+    (found,) = launch_measured(call, launch, 90)
+    took = found.instructions, found.special
+    moved = len(call.operands) * DTYPES[dtype].itemsize
+    time = tuple(each * moved for each in H200)
+    slower = (formula, backend, dtype) in SLOWER
+    held = tuple(each * moved for each in H100) if slower else time
+    row = (
+        formula,
+        dtype,
+        "sm_90",
+        str(found.elements),
+        *(f"{n:.2f}" for n in took),
+        *("{:.3g}, {:.2g}".format(*t) if dtype != "float64" else "" for t in (held, time)),
+        ", ".join(sorted({str(a) for a in found.others})),
+    )
+    table = f"machine code of {backend}: instructions and special operations an element"
+    record_property("table", (table, COLUMNS, row))
+    if dtype != "float64":
+        assert not [fault for fault in found.faults if not fault.startswith(OF_A_ROW)]
+        assert took[0] <= held[0] and took[1] <= held[1]
+        # what has come down leaves the list
+        assert not slower or took[0] > time[0] or took[1] > time[1]
 
 
 # -- the reader and the checks themselves ---------------------------------------------------------

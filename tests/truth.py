@@ -104,6 +104,23 @@ def distance(x: Any) -> Array:
         return x - x.max(1, keepdims=True)
 
 
+def scored(x: Any, scale: Any, mask: Array | None, causal: bool) -> Array:
+    """scale·x + mask, −inf where the mask is False or the column is later than the row.
+
+    x of its own shape, with the row along the last axis where causal.
+    """
+    with np.errstate(all="ignore"):
+        z = long(x) * long(scale)
+        if mask is not None and mask.dtype != bool:
+            z = z + long(mask)
+    if mask is not None and mask.dtype == bool:
+        z = np.where(mask, z, -np.inf)
+    if causal:
+        late = np.arange(z.shape[-1]) > np.arange(z.shape[-2])[:, None]
+        z = np.where(late, -np.inf, z)
+    return z
+
+
 ROWS = {f.__name__: f for f in (softmax, log_softmax, softmax_backward, log_softmax_backward)}
 
 
@@ -134,13 +151,21 @@ def cross_entropy(
     weight: Array | None,
     ignore_index: int,
     label_smoothing: float,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    lse: Array | None = None,
 ) -> dict[str, Array]:
     """loss, lse, and gradient of a row (for a scale of 1), with what their errors are measured by.
 
-    distance: Σ q (max − z), what the loss is made of; shares: q; mass: Σ q.
+    z: the capped logits; slope: the cap's; distance: Σ q (max − z), what the loss is made of;
+    shares: q; mass: Σ q; pull: what softmax is multiplied by. lse: as it is stored, for a gradient
+    that is made from it.
     """
-    z = long(logits)
+    z, cap = long(logits), LONG(softcap)
+    slope = np.ones_like(z)
     with np.errstate(all="ignore"):
+        if softcap:
+            z, slope = cap * np.tanh(z / cap), 1 / np.cosh(z / cap) ** 2
         q = _shares(z, target, weight, ignore_index, label_smoothing)
         d = distance(z)
         log_sum = np.log(np.exp(d).sum(1))
@@ -149,13 +174,21 @@ def cross_entropy(
         terms = np.where(q == 0, 0 * log_sum[:, None], q * surprise)
         far = np.where(q == 0, 0, q * -d)
         mass = q.sum(1)
+        whole = z.max(1) + log_sum
+        of_lse = whole if lse is None else long(lse)
+        softmax = np.exp(d - log_sum[:, None] if lse is None else z - of_lse[:, None])
+        pull = mass + (2 * LONG(z_loss) * of_lse if z_loss else 0)
         truth = {
-            "loss": terms.sum(1),
-            "lse": z.max(1) + log_sum,
-            "gradient": np.exp(d - log_sum[:, None]) * mass[:, None] - q,
+            "loss": terms.sum(1) + (LONG(z_loss) * whole**2 if z_loss else 0),
+            "lse": whole,
+            "gradient": (softmax * pull[:, None] - q) * slope,
+            "softmax": softmax,
+            "z": z,
+            "slope": slope,
             "distance": far.sum(1),
             "shares": q,
             "mass": mass,
+            "pull": pull,
         }
     if target.ndim == 2:
         ignored, wrong = valid_target(target, z.shape[1], ignore_index)

@@ -24,6 +24,8 @@ def numpy_arrays(
     assert_type(gpuact.prelu(x, x, channel_axis=0), Single)
     assert_type(gpuact.prelu(x, doubles), Single)
     assert_type(gpuact.softmax(x, axis=(0, 1)), Single)
+    assert_type(gpuact.softmax(x, scale=0.1, mask=doubles > 0, causal=True), Single)
+    assert_type(gpuact.softmax(x, mask=doubles, all_masked="zero", out=x), Single)
     assert_type(gpuact.log_softmax(x, axis=None), Single)
     assert_type(gpuact.relu(classes), npt.NDArray[np.int64])
 
@@ -33,7 +35,7 @@ def numpy_arrays(
     assert_type(gpuact.relu_backward(x, x), Single)
     assert_type(gpuact.leaky_relu_backward(x, x, 0.2), Single)
     assert_type(gpuact.prelu_backward(x, x, x), tuple[Single, Single])
-    assert_type(gpuact.softmax_backward(x, x), Single)
+    assert_type(gpuact.softmax_backward(x, x, scale=0.1), Single)
     assert_type(gpuact.log_softmax_backward(x, x), Single)
     assert_type(gpuact.softmax_jacobian(x), Single)
 
@@ -47,8 +49,12 @@ def numpy_arrays(
     assert_type(gpuact.cross_entropy(x, classes), Single)
     assert_type(gpuact.cross_entropy(x, x, reduction="none", axis=1), Single)
     assert_type(gpuact.cross_entropy(x, classes, return_lse=True), tuple[Single, Single])
-    assert_type(gpuact.cross_entropy_backward(x, x, classes, x), Single)
-    assert_type(gpuact.cross_entropy_with_grad(x, classes), tuple[Single, Single])
+    assert_type(gpuact.cross_entropy(x, classes, z_loss=1e-4, softcap=30.0), Single)
+    assert_type(
+        gpuact.cross_entropy(x, x, softcap=None, return_lse=True, z_loss=0), tuple[Single, Single]
+    )
+    assert_type(gpuact.cross_entropy_backward(x, x, classes, x, softcap=30), Single)
+    assert_type(gpuact.cross_entropy_with_grad(x, classes, z_loss=0.1), tuple[Single, Single])
 
 
 def torch_tensors(x: torch.Tensor, classes: torch.Tensor) -> None:
@@ -57,6 +63,8 @@ def torch_tensors(x: torch.Tensor, classes: torch.Tensor) -> None:
     assert_type(gpuact.relu(x, out=x), torch.Tensor)
     assert_type(gpuact.prelu(x, x), torch.Tensor)
     assert_type(gpuact.softmax(x, dtype=torch.float32), torch.Tensor)
+    assert_type(gpuact.softmax(x, mask=x > 0, causal=True), torch.Tensor)
+    assert_type(gpuact.cross_entropy(x, classes, gradient_in_forward=True), torch.Tensor)
     assert_type(gpuact.prelu_backward(x, x, x), tuple[torch.Tensor, torch.Tensor])
     assert_type(gpuact.sigmoid_derivative(x), torch.Tensor)
     assert_type(gpuact.cross_entropy(x, classes, label_smoothing=0.1), torch.Tensor)

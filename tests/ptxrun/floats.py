@@ -199,17 +199,25 @@ def fminmax(x: Any, y: Any, largest: bool, nan: bool) -> Any:
     return np.where(np.isnan(x) | np.isnan(y), np.nan, r).astype(r.dtype) if nan else r
 
 
-def perturb(
-    t: str, raw: Any, bound: float, absolute: bool, scale: float, rng: np.random.Generator
-) -> Any:
-    """Put a random error of up to scale * bound on the result of an approximate instruction.
+def _scattered(y: np.ndarray, seed: int) -> Any:
+    """A number from -1 to 1 for each y that looks random: the finalizer of SplitMix64."""
+    h = np.atleast_1d(y).view(np.uint64) + np.uint64(seed % 2**32 * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        h = (h ^ (h >> np.uint64(shift))) * np.uint64(factor)
+    h ^= h >> np.uint64(31)
+    return ((h >> np.uint64(11)) / 2.0**52 - 1).reshape(y.shape)
 
-    Powers of two stay exact, as in hardware: CUDA's own exp relies on ex2.approx of integers.
+
+def perturb(t: str, raw: Any, bound: float, absolute: bool, scale: float, seed: int) -> Any:
+    """Put an error of up to scale * bound on the result of an approximate instruction.
+
+    It depends on the result and the seed alone, for in hardware two threads find the same. Powers
+    of two stay exact, as there: CUDA's own exp relies on ex2.approx of integers.
     """
     y = up(t, raw).astype(np.float64)
     size = np.where(np.abs(y) < 1, 1.0, np.abs(y)) if absolute else np.abs(y)
     size = np.where(np.isfinite(y) & (np.frexp(np.abs(y))[0] != 0.5), size, 0)
-    return down(t, y + size * bound * scale * rng.uniform(-1, 1, y.shape))
+    return down(t, y + size * bound * scale * _scattered(y, seed))
 
 
 # opcode -> (function on float64, documented error bound, bound is absolute below 1)

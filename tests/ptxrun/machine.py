@@ -141,7 +141,7 @@ def _arithmetic(p: Program, ins: Instruction) -> Any:
         def approximate(s: Batch, m: Any) -> None:
             r = fn(a(s), *[g(s) for g in more])
             if s.noise:
-                r = perturb(spec.dst[0], r, *noise, s.noise, s.rng)
+                r = perturb(spec.dst[0], r, *noise, s.noise, s.seed)
             put(s, m, r)
 
         return approximate
@@ -182,7 +182,7 @@ class Batch:
         self.ranks, self.ctas = int(np.prod(launch.cluster)), ctas
         self.dynamic, self.symbols, self.memory = launch.dynamic, launch.symbols, launch.memory
         self.stats, self.noise = launch.stats, options.noise
-        self.rng = np.random.default_rng(options.seed + first)
+        self.seed = options.seed
         size = int(np.prod(self.ntid))
         self.padded = -(-size // 32) * 32
         self.threads = n = ctas * self.padded
