@@ -4,6 +4,8 @@ python -m bench                  the GPU's cases if one answers, else the CPU's;
 python -m bench --suite cpu      the CPU's cases, and the goals that gpuact on NumPy must reach
 python -m bench --suite elementwise   every elementwise function, what is fused of them, what a
                                  call costs the host and what autograd holds; the GPU's goals
+python -m bench --suite rows     softmax, log-softmax and cross-entropy, forward and backward, some
+                                 in CUDA graphs too; the GPU's goals
 python -m bench digits           the digits alone
 """
 
@@ -21,6 +23,7 @@ SUITES = {
     "cpu": ("rich",),
     "gpu": ("rich",),
     "elementwise": ("rich",),
+    "rows": ("rich",),
     "digits": ("rich", "sklearn"),
 }
 

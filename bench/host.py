@@ -26,6 +26,10 @@ class Cost:
     reason: str = ""  # empty where timed
     timing: Timing | None = None  # seconds of one call
 
+    @property
+    def bytes(self) -> int:
+        return CALL.bytes
+
 
 def costs(callers: Sequence[Caller], names: Sequence[str], budget: float) -> Iterator[list[Cost]]:
     """The costs of each way of calling in turn, with `budget` seconds of timing for each.

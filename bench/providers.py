@@ -4,8 +4,10 @@ A rival is imported when it is first asked whether it can run. Functions take th
 gpuact's public functions; one that a provider has no spelling for is not in its table. Chains,
 which gpuact fuses, are spelled as their users write them.
 
-Liger Kernel is not among the rivals of elementwise functions: its own are SwiGLU, GEGLU, squared
-ReLU and DyT, none of which means the same as one of ours.
+Liger Kernel, QuACK and FlagGems run where they are installed; nothing here asks for them. Where
+they have a function without autograd around it, that one is called: a short kernel takes less time.
+Liger is not among the rivals of elementwise functions: its own are SwiGLU, GEGLU, squared ReLU and
+DyT, none of which means the same as one of ours.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Provider:
     why_not: Callable[[], str | None]  # None where it can run, else a sentence
     spell: Callable[[Case], Function | None]  # None where it has no such function
     compiles: bool = False  # for seconds, in every case
+    overwrites: tuple[str, ...] = ()  # functions that write over their arrays
 
 
 # -- gpuact ---------------------------------------------------------------------------------------
@@ -79,16 +82,28 @@ def _log_softmax(x: Array, axis: int = -1) -> Array:
     return d - np.log(np.exp(d).sum(axis, keepdims=True))
 
 
-def _cross_entropy(logits: Array, target: Array, reduction: str) -> Array:
-    return -_log_softmax(logits)[np.arange(len(target)), target]
+def _losses(log_s: Array, target: Array, label_smoothing: float) -> Array:
+    hit = log_s[np.arange(len(target)), target]
+    if not label_smoothing:
+        return -hit
+    return (label_smoothing - 1) * hit - label_smoothing * log_s.mean(-1)
 
 
-def _cross_entropy_with_grad(logits: Array, target: Array, reduction: str) -> tuple[Array, Array]:
-    rows = np.arange(len(target))
+def _cross_entropy(
+    logits: Array, target: Array, reduction: str, label_smoothing: float = 0.0
+) -> Array:
+    return _losses(_log_softmax(logits), target, label_smoothing)
+
+
+def _cross_entropy_with_grad(
+    logits: Array, target: Array, reduction: str, label_smoothing: float = 0.0
+) -> tuple[Array, Array]:
     log_s = _log_softmax(logits)
     dlogits = np.exp(log_s)
-    dlogits[rows, target] -= 1
-    return -log_s[rows, target], dlogits
+    if label_smoothing:
+        dlogits -= label_smoothing / logits.shape[-1]
+    dlogits[np.arange(len(target)), target] -= 1 - label_smoothing
+    return _losses(log_s, target, label_smoothing), dlogits
 
 
 def _as_written(xp: Any) -> Mapping[str, Function]:
@@ -126,6 +141,7 @@ NUMPY: Mapping[str, Function] = {
     "softmax": _softmax,
     "softmax_backward": lambda dy, y: y * (dy - (dy * y).sum(-1, keepdims=True)),
     "log_softmax": _log_softmax,
+    "log_softmax_backward": lambda dy, y: dy - np.exp(y) * dy.sum(-1, keepdims=True),
     "cross_entropy": _cross_entropy,
     "cross_entropy_with_grad": _cross_entropy_with_grad,
     DROPPED: lambda x, weight, residual: _dropout(np.where(x > 0, x, weight * x)) + residual,
@@ -211,9 +227,8 @@ def _torch_functions() -> Mapping[str, Function]:
         "softmax": lambda x, axis=-1: torch.softmax(x, axis),
         "softmax_backward": lambda dy, y: aten._softmax_backward_data(dy, y, -1, y.dtype),
         "log_softmax": lambda x, axis=-1: torch.log_softmax(x, axis),
-        "cross_entropy": lambda z, t, reduction: functional.cross_entropy(
-            z, t, reduction=reduction
-        ),
+        "log_softmax_backward": lambda dy, y: aten._log_softmax_backward_data(dy, y, -1, y.dtype),
+        "cross_entropy": lambda z, t, **options: functional.cross_entropy(z, t, **options),
     }
 
 
@@ -269,25 +284,37 @@ def _pulled_back(case: Chain, chain: Function) -> Function:
 
 
 def _torch(case: Case, compiled: Callable[[Function], Function] | None = None) -> Function | None:
-    import torch
-
     if isinstance(case, Chain):
         chain = _torch_chains()[case.text]
         if case.backward:
             chain = (_pulled_back if compiled else _differentiated)(case, chain)
         return compiled(chain) if compiled else chain
-    function = _torch_functions().get(case.base if "_with_grad" in case.function else case.function)
-    if function is None:
-        return None
-    forward = compiled(function) if compiled else function
-    if "_with_grad" not in case.function:
-        return forward
+    function = _torch_functions().get(case.function.removesuffix("_with_grad"))
+    if case.function.endswith("_with_grad"):
+        function = (_pulled_back_loss if compiled else _differentiated_loss)(function)
+    return compiled(function) if compiled and function else function
 
-    def with_grad(logits: Array, target: Array, reduction: str) -> tuple[Array, Array]:
+
+def _differentiated_loss(loss: Function) -> Function:
+    import torch
+
+    def with_grad(logits: Array, target: Array, **options: Any) -> tuple[Array, Array]:
         logits = logits.detach().requires_grad_()
-        loss = forward(logits, target, reduction)
-        (dlogits,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
-        return loss, dlogits
+        y = loss(logits, target, **options)
+        (dlogits,) = torch.autograd.grad(y, logits, torch.ones_like(y))
+        return y, dlogits
+
+    return with_grad
+
+
+def _pulled_back_loss(loss: Function) -> Function:
+    """In one graph, so that the compiler may compute both from what it has read once."""
+    import torch
+
+    def with_grad(logits: Array, target: Array, **options: Any) -> tuple[Array, Array]:
+        y, pull = torch.func.vjp(lambda z: loss(z, target, **options), logits)
+        (dlogits,) = pull(torch.ones_like(y))
+        return y, dlogits
 
     return with_grad
 
@@ -400,10 +427,86 @@ def _cupy_fuse(case: Case) -> Function | None:
 def _cupyx(case: Case) -> Function | None:
     from cupyx.scipy import special
 
-    if case.function != "sigmoid":
+    if case.function not in SCIPY:
         return None
-    # of float16 expit makes float64, of bfloat16 float32: whoever wants his dtype back casts
-    return lambda x: special.expit(x).astype(x.dtype, copy=False)
+    name, options = SCIPY[case.function]
+    function = partial(getattr(special, name), **options)
+    # of half types some are made float32 or float64: whoever wants his dtype back casts
+    return lambda x, **given: function(x, **given).astype(x.dtype, copy=False)
+
+
+# -- kernels of others for torch's tensors --------------------------------------------------------
+
+
+def _no_rival(module: str) -> str | None:
+    return _no_torch_gpu() or _missing(module)
+
+
+def _liger(case: Case) -> Function | None:
+    """Its softmax refuses rows of more than 65536; its losses are of the logits' dtype."""
+    from types import SimpleNamespace
+
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+    from liger_kernel.ops.softmax import LigerSoftmaxFunction
+    from liger_kernel.ops.utils import calculate_settings
+
+    forgets = SimpleNamespace(save_for_backward=lambda *tensors: None)
+
+    def backward(dy: Array, y: Array) -> Array:
+        block, warps = calculate_settings(y.shape[-1])
+        kept = SimpleNamespace(
+            saved_tensors=(y,), BLOCK_SIZE=block, num_warps=warps, multi_block_launch=False
+        )
+        return LigerSoftmaxFunction.backward(kept, dy)
+
+    def loss(logits: Array, target: Array, reduction: str, label_smoothing: float = 0.0) -> Any:
+        # weight, ignored class, z-loss, smoothing, reduction, softcap, whether z-loss is returned
+        more = None, -100, 0.0, label_smoothing, reduction, None, False
+        return cross_entropy_forward(logits, target, *more)
+
+    def with_grad(logits: Array, target: Array, **options: Any) -> tuple[Array, Array]:
+        found = loss(logits.requires_grad_(), target, **options)
+        return found[0], logits
+
+    functions: Mapping[str, Function] = {
+        "softmax": lambda x: LigerSoftmaxFunction.forward(forgets, x),
+        "softmax_backward": backward,
+        "cross_entropy": lambda logits, target, **options: loss(logits, target, **options)[0],
+        "cross_entropy_with_grad": with_grad,
+    }
+    return None if "axis" in case.options else functions.get(case.function)
+
+
+def _quack(case: Case) -> Function | None:
+    """It compiles for every length of a row, and refuses odd ones."""
+    from quack.cross_entropy import cross_entropy_fwd
+    from quack.softmax import softmax_bwd, softmax_fwd
+
+    functions: Mapping[str, Function] = {
+        "softmax": softmax_fwd,
+        "softmax_backward": softmax_bwd,
+        "cross_entropy": lambda logits, target, reduction: cross_entropy_fwd(logits, target),
+        "cross_entropy_with_grad": lambda logits, target, reduction: cross_entropy_fwd(
+            logits, target, return_dx=True
+        ),
+    }
+    lacks = "axis" in case.options or "label_smoothing" in case.options
+    return None if lacks else functions.get(case.function)
+
+
+def _flag_gems(case: Case) -> Function | None:
+    import flag_gems
+
+    functions: Mapping[str, Function] = {
+        "relu": flag_gems.relu,
+        "softmax": lambda x, axis=-1: flag_gems.softmax(x, axis),
+        "softmax_backward": lambda dy, y: flag_gems.softmax_backward(dy, y, -1, y.dtype),
+        "log_softmax": lambda x, axis=-1: flag_gems.log_softmax(x, axis),
+        "log_softmax_backward": lambda dy, y: flag_gems.log_softmax_backward(dy, y, -1, y.dtype),
+        "cross_entropy": flag_gems.cross_entropy_loss,
+        "cross_entropy_with_grad": _differentiated_loss(flag_gems.cross_entropy_loss),
+    }
+    return functions.get(case.function)
 
 
 # -- all of them ----------------------------------------------------------------------------------
@@ -434,6 +537,19 @@ ELEMENTWISE_ON_GPU = (
     Provider("torch.compile, tuned", "torch on CUDA", _no_torch_gpu, AUTOTUNED, compiles=True),
     Provider("cupy.fuse", "cupy", partial(_unavailable, "cupy"), _cupy_fuse),
     Provider("cupyx", "cupy", partial(_unavailable, "cupy"), _cupyx),
+)
+
+ROWS_ON_GPU = (
+    *ELEMENTWISE_ON_GPU,
+    Provider(
+        "Liger",
+        "torch on CUDA",
+        partial(_no_rival, "liger_kernel.ops"),
+        _liger,
+        overwrites=("cross_entropy_with_grad",),
+    ),
+    Provider("QuACK", "torch on CUDA", partial(_no_rival, "quack.softmax"), _quack),
+    Provider("FlagGems", "torch on CUDA", partial(_no_rival, "flag_gems"), _flag_gems),
 )
 
 # Whose autograd is asked what it holds.

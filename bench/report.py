@@ -164,7 +164,8 @@ def _value(verdict: Verdict) -> str:
 def verdict(found: Verdict) -> str:
     """In one line."""
     goal, value = found.goal, "" if found.value is None else f" with {_value(found)}"
-    return f"{goal.ours}: {goal.case} beside {goal.rival}: {found.word}{value}"
+    beside = f" beside {goal.rival}" if goal.rival else ""
+    return f"{found.ours}: {goal.case}{beside}: {found.word}{value}"
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:
@@ -178,12 +179,27 @@ def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     return table
 
 
+def print_verdicts(out: Console, verdicts: Iterable[Verdict]) -> None:
+    """Where each case has goals of its own: they stand below it, with who reached them."""
+    cases: dict[str, list[Verdict]] = {}
+    for found in verdicts:
+        cases.setdefault(found.goal.case, []).append(found)
+    out.print(Text("Goals", "bold"))
+    for name, group in cases.items():
+        out.print(Text(name, "cyan"))
+        for found in group:
+            value = "" if found.value is None else f" {_value(found)}"
+            beside = f" beside {found.goal.rival}" if found.goal.rival else ""
+            line = f"  {found.word}: {found.ours}{value}{beside}, goal {_aim(found.goal)}"
+            out.print(Text(line, STYLES[found.word]))
+
+
 def print_goals(out: Console, verdicts: Iterable[Verdict]) -> None:
     """Where one goal is set for many cases: how many hold it, and each that does not."""
     groups: dict[tuple[str, str, str], list[Verdict]] = {}
     for found in verdicts:
         goal = found.goal
-        groups.setdefault((goal.ours, goal.rival, _aim(goal)), []).append(found)
+        groups.setdefault((goal.who, goal.rival, _aim(goal)), []).append(found)
     table = Table("", "beside", "goal", "cases", title="Goals", title_style="bold")
     for who, group in groups.items():
         words = [found.word for found in group]
@@ -262,6 +278,11 @@ def _gpus() -> list[dict[str, Any]]:
         pynvml.nvmlShutdown()
 
 
+def gpu() -> str:
+    """The name of the one that everything runs on, or nothing where nobody tells."""
+    return next((found["name"] for found in _gpus()), "")
+
+
 def machine() -> dict[str, Any]:
     return {
         "system": platform.platform(),
@@ -274,6 +295,7 @@ def machine() -> dict[str, Any]:
 PACKAGES = (
     *("numpy", "ml_dtypes", "scipy", "scikit-learn"),
     *("cupy-cuda12x", "cupy-cuda13x", "torch", "triton"),
+    *("liger-kernel", "quack-kernels", "flag-gems"),
 )
 
 
@@ -312,7 +334,7 @@ def record(
         "goals": [
             {
                 "case": found.goal.case,
-                "ours": found.goal.ours,
+                "ours": found.ours,
                 "rival": found.goal.rival,
                 "figure": found.goal.figure,
                 "limit": found.goal.limit,

@@ -22,8 +22,11 @@ from .cases import (
     GPU,
     HELD,
     HOST,
+    ROWS_CPU,
+    ROWS_GPU,
     Case,
     Goal,
+    rows_goals,
 )
 from .digits import EPOCHS, HIDDEN, Trained, difference_from_s_minus_y, train_all
 from .held import Held, held
@@ -36,6 +39,7 @@ from .providers import (
     HOLDERS_ON_GPU,
     ON_CPU,
     ON_GPU,
+    ROWS_ON_GPU,
     Caller,
     Provider,
 )
@@ -71,13 +75,17 @@ class Suite:
 
 
 def _suite(name: str) -> Suite:
-    """`elementwise` is the GPU's where one answers, else the CPU's, which has no goals."""
+    """`elementwise` and `rows` are the GPU's where one answers, else the CPU's, without goals."""
     if name == "cpu":
         return Suite(CPU, ON_CPU, GOALS)
     if name == "gpu":
         return Suite(GPU, ON_GPU)
     if name == "digits":
         return Suite((), ())
+    if name == "rows" and _gpu_answers():
+        return Suite(ROWS_GPU, ROWS_ON_GPU, rows_goals(report.gpu()))
+    if name == "rows":
+        return Suite(ROWS_CPU, ON_CPU)
     beside = {"held": HELD, "ways": tuple(HOST.values())}
     if not _gpu_answers():
         return Suite(ELEMENTWISE_CPU, ON_CPU, (), CALLERS_ON_CPU, HOLDERS_ON_CPU, **beside)
@@ -106,7 +114,8 @@ def throughput(out: Console, suite: Suite, seconds: float) -> list[Row]:
     out.print(report.heading())
     rows: list[Row] = []
     with _bar(out) as bar:
-        task = bar.add_task("cases", total=len(suite.cases))
+        total = len(suite.cases) + sum(case.graphed for case in suite.cases)
+        task = bar.add_task("cases", total=total)
         for found in run_cases(suite.cases, suite.providers, seconds):
             report.print_case(out, found)
             rows += found
@@ -166,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
             print(message, file=sys.stderr)
             return 2
     report.print_machine(out)
-    if name == "elementwise" and not _gpu_answers():
+    if name in ("elementwise", "rows") and not _gpu_answers():
         out.print(
             "No GPU answers here: the cases have a CPU's sizes, and the goals are not measured."
         )
@@ -174,7 +183,9 @@ def run(args: argparse.Namespace) -> int:
     paid = host_costs(out, suite, args.seconds)
     kept = bytes_held(out, suite)
     goals = verdicts([*rows, *paid], suite.goals)
-    if goals and name == "cpu":
+    if goals and name == "rows":
+        report.print_verdicts(out, goals)
+    elif goals and name == "cpu":
         out.print(report.verdict_table(goals))
     elif goals:
         report.print_goals(out, goals)

@@ -12,26 +12,30 @@ import numpy as np
 
 import gpuact
 
-from .cases import COPY, Case, Chain, Goal, inputs
-from .measure import PLACES, Host, Timing, interleaved, rotated
+from .cases import COPY, IN_A_GRAPH, Case, Chain, Goal, inputs
+from .measure import PLACES, Calls, Host, Replayed, Timing, interleaved, rotated
 from .providers import Provider
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = tuple[Array, ...]
 Status = Literal["timed", "wrong", "failed", "unavailable"]
+Contenders = Mapping[str, tuple[Host, Calls]]
 
 # A benchmark asks whether the same thing was computed; how well is for the tests. Relative to the
 # value, or to the mean of all where a value is near 0 by cancellation. The half types have room
-# for torch's cross-entropy, which exponentiates a log-softmax of about 16 rounded to the dtype.
-TOLERANCE = {"float16": 2**-7, "bfloat16": 2**-4, "float32": 2**-15, "float64": 2**-44}
+# for torch's cross-entropy, which exponentiates a log-softmax of about 16 rounded to the dtype, and
+# float32 for the sum that it takes of a smoothed target's 32000 small shares and one of nearly 1.
+TOLERANCE = {"float16": 2**-7, "bfloat16": 2**-4, "float32": 2**-14, "float64": 2**-44}
 
 # A rival that computes a chain step by step rounds to the dtype after each, and 1 − y² of a y that
 # was rounded may then be far off where y is near 1: so large a share of its values may be.
 STRAY = {"float16": 1e-3, "bfloat16": 1e-3}
 
-# Elements compared; of larger arrays every k-th row, the last one included.
-CHECKED = {"elementwise": 1 << 22, "rows": 1 << 26, "loss": 1 << 26}
+# Elements compared; of larger arrays every k-th row, the last one included. Of rows as many as the
+# host compares in half a second, for each provider.
+CHECKED = {"elementwise": 1 << 22, "rows": 1 << 23, "loss": 1 << 23}
 
+OVERWRITES = "writes over its input, so that each call is given what the last one left"
 OWN_MASK = "its mask is its own: values are right as kept or as dropped, sums are not compared"
 
 
@@ -184,35 +188,70 @@ def _judge(
     return partial(mistake, stray=STRAY.get(case.dtype, 0)), ""
 
 
-def _timed(case: Case, name: str, timing: Timing, copy: Timing, note: str) -> Row:
-    return Row(
-        case.name,
-        case.bytes,
-        case.formula,
-        name,
-        "timed",
-        timing=timing,
-        bytes_per_second=case.bytes / timing.median,
-        share_of_copy=copy.median / timing.median,
-        note=note,
-    )
+def _copies(case: Case, place: Host, x: Array, held: Iterable[Sequence[Any]]) -> Calls:
+    """What moves the case's bytes and does nothing else: half are read, half are written.
+
+    Read are the case's own arrays, if the first is large enough: gigabytes need not be there twice.
+    """
+    half = case.bytes // 2
+    if x.nbytes >= half:
+        return [partial(place.copy, place.flat(first)[:half]) for first, *_ in held]
+    larger = np.resize(x.reshape(-1).view(np.uint8), half)
+    return [partial(place.copy, *args) for args in rotated(place, [larger])]
+
+
+def _rows(
+    case: Case, name: str, contenders: Contenders, notes: Mapping[str, str], budget: float
+) -> list[Row]:
+    """All contenders timed in turn."""
+    timings = interleaved(contenders, budget)
+    copy = timings[COPY]
+    return [
+        Row(
+            name,
+            case.bytes,
+            case.formula,
+            who,
+            "timed",
+            timing=timing,
+            bytes_per_second=case.bytes / timing.median,
+            share_of_copy=copy.median / timing.median,
+            note=notes.get(who, ""),
+        )
+        for who, timing in timings.items()
+    ]
+
+
+def _graphs(case: Case, contenders: Contenders, budget: float) -> list[Row]:
+    """The same calls in CUDA graphs."""
+    name = case.name + IN_A_GRAPH
+    recorded: dict[str, tuple[Host, Calls]] = {}
+    rows = []
+    for who, (place, calls) in contenders.items():
+        try:
+            recorded[who] = Replayed(place, calls), calls
+        except Exception as error:
+            rows.append(Row(name, case.bytes, case.formula, who, *failed(error)))
+    return (_rows(case, name, recorded, {}, budget) if COPY in recorded else []) + rows
 
 
 def run_case(
     case: Case, providers: Sequence[Provider], places: Mapping[str, Host], budget: float
-) -> list[Row]:
-    """One row a provider that has the function; the copy comes first, and is the measure."""
+) -> Iterator[list[Row]]:
+    """One row a provider that has the function; the copy comes first, and is the measure.
+
+    After them, where the case asks for it, the same in CUDA graphs.
+    """
     rows: list[Row] = []
     arrays = inputs(case)
     expected = reference(case, arrays)
     held = {name: rotated(place, list(arrays.values())) for name, place in places.items()}
 
-    first = next(iter(places.values()))
-    half = np.resize(next(iter(arrays.values())).ravel().view(np.uint8), case.bytes // 2)
-    contenders: dict[str, tuple[Host, Sequence[Callable[[], object]]]] = {
-        COPY: (first, [partial(first.copy, *args) for args in rotated(first, [half])])
+    name, first = next(iter(places.items()))
+    contenders: dict[str, tuple[Host, Calls]] = {
+        COPY: (first, _copies(case, first, next(iter(arrays.values())), held[name]))
     }
-    notes = {COPY: ""}
+    notes: dict[str, str] = {}
     for provider in providers:
         if provider.compiles and not case.compiled:
             continue
@@ -225,7 +264,11 @@ def run_case(
         else:
             if function is None:
                 continue
-            calls = [partial(function, *args, **case.options) for args in held[provider.place]]
+            given = held[provider.place]
+            if case.function in provider.overwrites:
+                given = [tuple(place.copy(array) for array in args) for args in given]
+                note = OVERWRITES
+            calls = [partial(function, *args, **case.options) for args in given]
             status, reason = checked(case, place, calls[0], expected, judge)
         if status == "timed":
             contenders[provider.name] = place, calls
@@ -233,9 +276,9 @@ def run_case(
         else:
             about = (case.name, case.bytes, case.formula, provider.name)
             rows.append(Row(*about, status, reason))
-    timings = interleaved(contenders, budget)
-    copy = timings[COPY]
-    return [_timed(case, *item, copy, notes[item[0]]) for item in timings.items()] + rows
+    yield _rows(case, case.name, contenders, notes, budget) + rows
+    if case.graphed:
+        yield _graphs(case, contenders, budget)
 
 
 def run(cases: Iterable[Case], providers: Sequence[Provider], budget: float) -> Iterator[list[Row]]:
@@ -247,10 +290,13 @@ def run(cases: Iterable[Case], providers: Sequence[Provider], budget: float) -> 
     able = [provider for provider in providers if reasons[provider.name] is None]
     places = {provider.place: PLACES[provider.place]() for provider in able}
     for case in cases if able else ():
-        rows = run_case(case, able, places, budget)
+        try:
+            yield from run_case(case, able, places, budget)
+        except Exception as error:  # its arrays do not fit this GPU, say: the others may
+            about = (case.name, case.bytes, case.formula)
+            yield [Row(*about, provider.name, *failed(error)) for provider in able]
         for place in places.values():  # one library's pool would starve the other
             place.release()
-        yield rows
     yield [
         Row("", 0, "", name, "unavailable", reason)
         for name, reason in reasons.items()
@@ -265,6 +311,7 @@ class Verdict:
     goal: Goal
     value: float | None
     held: bool
+    ours: str  # the better of those that the goal names, or all of them where none was timed
 
     @property
     def word(self) -> str:
@@ -279,21 +326,35 @@ class Measured(Protocol):
     @property
     def provider(self) -> str: ...
     @property
+    def bytes(self) -> int: ...
+    @property
     def timing(self) -> Timing | None: ...
 
 
+def _rivals(goal: Goal, timed: Mapping[tuple[str, str], Measured]) -> list[Measured | None]:
+    """Who is beside us: None for one who is named and was not timed, if it is not ourselves."""
+    case = goal.neighbour or goal.case
+    here = {who: row for (name, who), row in timed.items() if name == case}
+    named = goal.rivals or [who for who in here if who not in (COPY, *goal.ours)]
+    return [here.get(who) for who in named if who in here or who not in goal.ours]
+
+
+def _verdict(goal: Goal, timed: Mapping[tuple[str, str], Measured]) -> Verdict:
+    found = [timed[goal.case, who] for who in goal.ours if (goal.case, who) in timed]
+    rivals = _rivals(goal, timed)
+    if not found or None in rivals or not (rivals or goal.alone):
+        return Verdict(goal, None, False, goal.who)
+    ours = min(found, key=lambda row: row.timing.median)
+    # who is as quick as his rival is behind him in every second run: behind is whose median lies
+    # above the rival's 80 % quantile
+    slack = goal.figure == "not behind"
+    theirs = [
+        (row.timing.high if slack else row.timing.median) * ours.bytes / row.bytes for row in rivals
+    ]
+    value = goal.value(ours.timing.median, min(theirs, default=0), ours.bytes)
+    return Verdict(goal, value, goal.held(value), ours.provider)
+
+
 def verdicts(rows: Iterable[Measured], goals: Iterable[Goal]) -> list[Verdict]:
-    timings = {(row.case, row.provider): row.timing for row in rows if row.timing}
-    found = []
-    for goal in goals:
-        ours = timings.get((goal.case, goal.ours))
-        theirs = [timings.get((goal.case, rival)) for rival in goal.rivals]
-        value = None
-        if ours is not None and None not in theirs:
-            # who is as quick as his rival is behind him in every second run: behind is whose
-            # median lies above the rival's 80 % quantile
-            slack = goal.figure == "not behind"
-            best = min(timing.high if slack else timing.median for timing in theirs if timing)
-            value = goal.value(ours.median, best)
-        found.append(Verdict(goal, value, value is not None and goal.held(value)))
-    return found
+    timed = {(row.case, row.provider): row for row in rows if row.timing}
+    return [_verdict(goal, timed) for goal in goals]
