@@ -1,6 +1,6 @@
 """The CUDA kernels over rows: every regime reached, right, the same to the bit, and frugal.
 
-A regime is forced by a table that has no other, so that all that can run a length do run it. What
+A regime is forced by a table that has it first, so that all that can run a length do run it. What
 each of them moves is counted as the PTX runs, with the checks of bounds, barriers and clusters on.
 """
 
@@ -282,7 +282,7 @@ def same_bits_of_losses(
     few, last = slice(count - 3, count), slice(count - 1, count)
     for regime in able(n * DTYPES[dtype].itemsize):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(geometry, "REGIMES", (regime,))
+            patch.setattr(geometry, "REGIMES", (regime, REGIMES[-1]))
             hold(loss.take(few).run(executor), few, f"{regime.name} {regime.variant}")
     hold(loss.take(last).run(executor), last, "alone")
     for offset in range(1, 16 // DTYPES[dtype].itemsize):
