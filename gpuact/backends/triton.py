@@ -1031,10 +1031,13 @@ def _softmax_plans(formula: str, views: tuple[Tensor, ...], scores: Scores | Non
         constexprs |= {"CAUSAL": causal > 0, "ZERO": zero, "M_PACK": together}
         numbers = (causal, *place)
     plain = (scale, mask is None, causal, zero) == (1.0, True, 0, False)
+    # Registers: what a mask needs beside x, and what its addresses do, where they are strided.
+    beside = mask is not None and View.of(views).step == 1
+    held = 4 if beside else 1 if plain and not backward else 2
     return _rows_plans(
         formula.removeprefix("log_"),
         views,
-        1 if plain and not backward else 2,
+        held,
         1 if backward else 2,
         False,
         _compute(*(view.dtype for view in views)),

@@ -100,8 +100,8 @@ def geometry(
     """
     words = held * (2 if wide else 1)
     side = min(SIDE // itemsize, _power_of_2(inner))
-    if side > 1 and itemsize < 4:
-        words *= 2  # half types: the addresses of strided packs take as many registers
+    if side > 1 and itemsize != 4:
+        words *= 2  # the addresses of strided packs take as many registers, of four float32 fewer
     block = _power_of_2(n)
     for regime in REGIMES:
         short = regime.name == "rows"
