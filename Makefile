@@ -33,6 +33,7 @@ BENCH := $(VENV)/.$(SET)-bench-$(KEY)
 PIP := $(PY) -m pip --quiet --disable-pip-version-check install --constraint $(CONSTRAINTS)
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8
 INTERPRET := TRITON_INTERPRET=1 $(PYTEST)
+TIMED := TRITON_INTERPRET=1 $(PY) -m pytest -m timed  # one process, and no other beside it
 MAYBE_NONE := || test $$? -eq 5  # pytest's word for "no test selected"
 
 define LINT
@@ -49,7 +50,8 @@ help:  ## print this list
 
 test: say-test $(TEST)  ## the tests (all but the slow ones), Triton's interpreter, then lint
 	$(PYTEST) $(ARGS)
-	$(INTERPRET) -m "interpreter and not slow" $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
+	$(INTERPRET) -m "interpreter and not slow and not timed" $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
+	$(TIMED) $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
 	$(LINT)
 
 test-slow: say-test $(TEST)  ## the tests that are too slow for make test

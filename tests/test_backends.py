@@ -474,8 +474,8 @@ def awkward_rows(n: int, dtype: str) -> Array:
         row = np.full(n, -np.inf)
         row[where] = -5.0
         rows.append(row)
-    for half in (np.s_[: n // 2], np.s_[n // 2 :]):  # whole tiles of -inf
-        row = plain.copy()
+    for half, shift in ((np.s_[: n // 2], 0), (np.s_[n // 2 :], -200)):  # whole tiles of -inf
+        row = plain + shift
         row[half] = -np.inf
         rows.append(row)
     rows.append(np.where(np.arange(n) % 2, largest, -largest))

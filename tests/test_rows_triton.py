@@ -402,6 +402,16 @@ def test_losses_of_long_rows(executor, monkeypatch, case, kind):
         run_losses(executor, ce_inputs((rows, n, 1), dtype, CE_CASES[kind] | more))
 
 
+def test_a_block_of_a_cluster_that_has_nothing_but_infinities(executor):
+    """Beside a maximum far below 0, and a weight that is larger than the sum of e^(z - max)."""
+    inputs = ce_inputs((2, 65540, 1), "float32", CE_CASES["weight"])
+    inputs["logits"] = np.full((2, 65540, 1), -np.inf, np.float32)
+    inputs["logits"][:, 5], inputs["logits"][:, 6] = -200, -202
+    inputs["target"][...] = 5
+    inputs["weight"][...] = 3
+    assert not np.isnan(run_losses(executor, inputs).truth["gradient"]).any()
+
+
 @pytest.mark.parametrize("case", ("cluster, axis 1", "passes, axis 1", "spread, axis 1"))
 def test_losses_of_another_axis(executor, monkeypatch, case):
     shape, dtype, changes = CASES[case]

@@ -28,6 +28,7 @@ from .rows import (
     left,
     maximum,
     merged_chunks,
+    moved,
     moved_chunks,
     place,
     place_of,
@@ -287,7 +288,7 @@ def cross_entropy(
                 far += tl.where(mass == 0, 0.0, mass * (top - m))
                 mass, far = added_parts(mass, far, ROWS, PARTS)
             leave()
-            r = exp(m - top) * (1.0 / s)
+            r = moved(m, top) * (1.0 / s)
         else:
             top = m
         log_s, log_sum = logarithm(top, s)

@@ -236,6 +236,13 @@ def total(x):
 
 
 @triton.jit
+def moved(m, top):
+    """e^(m - top), which moves a part's sum to the row's maximum; m is `finite`, and so 0, above
+    any maximum, for a part of -inf alone, whose sum is 0 as it is."""
+    return exp(tl.minimum(m - top, 0.0))
+
+
+@triton.jit
 def joined(m, s, n, t):
     """(max, sum) of two parts; m and n are finite, or -inf where there is nothing."""
     top = tl.maximum(m, n)

@@ -17,6 +17,7 @@ from .rows import (
     left,
     maximum,
     merged_chunks,
+    moved,
     place,
     place_of,
     second,
@@ -148,7 +149,7 @@ def softmax(
         top, s = among_parts(m, s, ROWS, PARTS)
         leave()
         top = finite(top)
-        r = exp(f - top) * (1.0 / s)
+        r = moved(f, top) * (1.0 / s)
     else:
         top = f
         r = 1.0 / s
