@@ -213,5 +213,5 @@ def output(
     if not library.writable(out):
         raise ValueError(f"{name}: a read-only array came, allowed is a writable one")
     strides = zip(out.shape, library.strides(out), strict=True)
-    if any(n > 1 and step == 0 for n, step in strides):
+    if 0 not in out.shape and any(n > 1 and step == 0 for n, step in strides):
         raise ValueError(f"{name}: a broadcast view came, whose elements share their places")

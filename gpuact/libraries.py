@@ -87,6 +87,13 @@ class Library:
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return self.xp.empty(tuple(shape), numpy_dtype(dtype))
 
+    def empty_in_order(
+        self, order: Sequence[int], shape: Sequence[int], dtype: str, like: Any
+    ) -> Any:
+        """`empty`, with its axes in this order in memory."""
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return self.permute(self.empty([shape[k] for k in order], dtype, like), inverse)
+
     def empty_like(self, x: Any, dtype: str) -> Any:
         """In x's memory order where x is dense."""
         return self.xp.empty_like(x, numpy_dtype(dtype))
@@ -328,6 +335,16 @@ class Torch(Library):
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return self.xp.empty(tuple(shape), dtype=getattr(self.xp, dtype), device=like.device)
 
+    def empty_in_order(
+        self, order: Sequence[int], shape: Sequence[int], dtype: str, like: Any
+    ) -> Any:
+        """No view: autograd refuses to have one that a function returns changed in place."""
+        strides, step = [0] * len(order), 1
+        for k in reversed(order):
+            strides[k], step = step, step * max(1, shape[k])
+        kind = getattr(self.xp, dtype)
+        return self.xp.empty_strided(tuple(shape), strides, dtype=kind, device=like.device)
+
     def empty_like(self, x: Any, dtype: str) -> Any:
         return self.xp.empty_like(x, dtype=getattr(self.xp, dtype), requires_grad=False)
 
@@ -412,7 +429,7 @@ def _tensor_facts(x: Any) -> Hashable:
     """What has no memory has the address 0 (meta), or none, and raises RuntimeError (sparse)."""
     lies = x.is_contiguous() or x.stride()
     address = x.data_ptr()
-    phase = address & 15 if address else None
+    phase = address & 31 if address else None  # of a sector
     return x.dtype, x.shape, lies, phase, x.get_device(), x.is_neg(), x.requires_grad
 
 

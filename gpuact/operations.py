@@ -246,15 +246,15 @@ class RowView:
             for (_, s), (n, t) in pairwise([step for step in steps[part] if step[0] != 1])
         )
 
-    def back(self, call: Call, x: Array) -> Array:
-        """A C-contiguous (outer, n, inner) array in the original order of axes."""
-        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return call.library.permute(call.library.reshape(x, self.moved), inverse)
+    def fresh(self, call: Call, shape: Sequence[int], dtype: str) -> Array:
+        """New memory of the array's shape, in that order: `view` shares it."""
+        return call.library.empty_in_order(self.order, shape, dtype, call.like)
 
 
 def _deliver_rows(
     call: Call,
     rows: RowView,
+    shape: Sequence[int],
     dtype: str,
     out: Array | None,
     inputs: Sequence[Array],
@@ -263,7 +263,7 @@ def _deliver_rows(
     """`_deliver` for kernels that see (outer, n, inner)."""
 
     def fresh() -> Array:
-        return rows.back(call, call.empty(rows.shape, dtype))
+        return rows.fresh(call, shape, dtype)
 
     if out is None or rows.views(call, out):
         return _deliver(call, out, inputs, fresh, lambda y: write(rows.view(call, y)))
@@ -348,7 +348,8 @@ def rows(
             call.scratch,
         )
 
-    return _deliver_rows(call, view, call.library.dtype(arrays[-1]), out, inputs, write)
+    shape, dtype = arrays[-1].shape, call.library.dtype(arrays[-1])
+    return _deliver_rows(call, view, shape, dtype, out, inputs, write)
 
 
 def prepare_rows(
@@ -408,12 +409,14 @@ def softmax_jacobian(call: Call, y: Array, axis: int) -> Array:
     batch = tuple(y.shape[k] for k in kept)
     outer = math.prod(batch)
     dtype = library.dtype(y)
-    s = library.permute(y, (*kept, axis)).reshape(outer, n, 1) if y.ndim else y.reshape(1, 1, 1)
+    s = library.reshape(library.permute(y, (*kept, axis) if y.ndim else ()), (outer, n, 1))
     shape = (outer, n, n)
+    jacobian = call.empty((*batch, n, n), dtype)
     with call.on():
         unit = library.eye(n, dtype, call.like).reshape(1, n, n)
     arrays = (library.broadcast(unit, shape), library.broadcast(s, shape))
-    return rows(call, _JACOBIAN, arrays, (1,)).reshape((*batch, n, n))
+    rows(call, _JACOBIAN, arrays, (1,), jacobian.reshape(shape))
+    return jacobian
 
 
 # -- cross-entropy --------------------------------------------------------------------------------
@@ -494,7 +497,12 @@ def _weight_of_targets(call: Call, seen: LossView) -> Array:
 
 
 def _total(call: Call, x: Array) -> Array:
-    return reduce(call, _TOTAL, (x,), (1, 1), call.library.dtype(x)).reshape(())
+    """The sum of (outer, inner)."""
+    total = call.empty((), call.library.dtype(x))
+    with call.on():
+        out = call.native(total.reshape(1, 1))
+        call.module.reduce(_TOTAL.formula, (call.native(x),), out, call.scratch)
+    return total
 
 
 def _denominator(call: Call, seen: LossView) -> Array | float:
@@ -506,12 +514,12 @@ def _denominator(call: Call, seen: LossView) -> Array | float:
     return _weight_of_targets(call, seen)
 
 
-def _reduced(call: Call, losses: Array, logits: Array, loss: Loss, denominator: Any) -> Array:
+def _reduced(call: Call, losses: Array, seen: LossView, denominator: Any) -> Array:
     """The losses of the rows as the caller wants them."""
-    if loss.reduction == "none":
-        return losses.reshape(_row_shape(logits, loss))
-    total = _total(call, losses)
-    return total if loss.reduction == "sum" else call.library.divide(total, denominator)
+    if seen.loss.reduction == "none":
+        return losses
+    total = _total(call, losses.reshape(seen.rows))
+    return total if seen.loss.reduction == "sum" else call.library.divide(total, denominator)
 
 
 def _row_shape(logits: Array, loss: Loss) -> tuple[int, ...]:
@@ -524,17 +532,16 @@ def cross_entropy(
     """The loss, reduced, and the log-sum-exp of every row."""
     with call.on():
         seen = LossView.of(call, logits, target, weight, loss)
-        losses, lse = (call.empty(seen.rows, seen.dtype) for _ in range(2))
+        losses, lse = (call.empty(_row_shape(logits, loss), seen.dtype) for _ in range(2))
         if math.prod(seen.rows):
             call.module.cross_entropy(
                 *seen.arguments(call),
-                call.native(losses),
-                call.native(lse),
+                call.native(losses.reshape(seen.rows)),
+                call.native(lse.reshape(seen.rows)),
                 **loss.options,
                 empty=call.scratch,
             )
-        value = _reduced(call, losses, logits, loss, _denominator(call, seen))
-        return value, lse.reshape(_row_shape(logits, loss))
+        return _reduced(call, losses, seen, _denominator(call, seen)), lse
 
 
 def _row_scale(call: Call, seen: LossView, dloss: Array, denominator: Any) -> Array:
@@ -573,7 +580,8 @@ def cross_entropy_backward(
             empty=call.scratch,
         )
 
-    return _deliver_rows(call, seen.view, library.dtype(logits), None, (), write)
+    dtype = library.dtype(logits)
+    return _deliver_rows(call, seen.view, logits.shape, dtype, None, (), write)
 
 
 def cross_entropy_with_grad(
@@ -588,7 +596,7 @@ def cross_entropy_with_grad(
     library = call.library
     with call.on():
         seen = LossView.of(call, logits, target, weight, loss)
-        losses = call.empty(seen.rows, seen.dtype)
+        losses = call.empty(_row_shape(logits, loss), seen.dtype)
         one = call.empty((), seen.dtype)
         library.copy(one, 1.0)
         denominator = _denominator(call, seen)
@@ -598,16 +606,17 @@ def cross_entropy_with_grad(
         call.module.cross_entropy_with_grad(
             call.native(scale),
             *seen.arguments(call),
-            call.native(losses),
+            call.native(losses.reshape(seen.rows)),
             call.native(dlogits),
             **loss.options,
             empty=call.scratch,
         )
 
     inputs = [x for x in (logits, target, weight) if x is not None]
-    dlogits = _deliver_rows(call, seen.view, library.dtype(logits), out, inputs, write)
+    dtype = library.dtype(logits)
+    dlogits = _deliver_rows(call, seen.view, logits.shape, dtype, out, inputs, write)
     with call.on():
-        return _reduced(call, losses, logits, loss, denominator), dlogits
+        return _reduced(call, losses, seen, denominator), dlogits
 
 
 # The kernels of a loss by what they are given of LossArrays

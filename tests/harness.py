@@ -29,6 +29,7 @@ from tests.truth import Array
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 REQUIRE_GPU = os.environ.get("GPUACT_REQUIRE_GPU") == "1"
 TARGET = 90  # the compute capability that kernels are compiled for here
+SHARED = 99 << 10  # bytes of shared memory that a block may have on every GPU supported
 
 
 def named(dtype: str) -> np.dtype[Any]:
@@ -164,13 +165,17 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
         options = executor.backend.options(plan)
         seen = [describe(a) for a in args]
 
-        def ptx_for(capability: int) -> str:
+        def compiled(capability: int) -> Any:
             built = compile_triton(kernel, seen, constexprs, capability, **options)
-            return str(built.compiled.asm["ptx"])
+            shared = built.compiled.metadata.shared
+            assert shared <= SHARED, f"{kernel.__name__}: {shared} bytes of shared memory"
+            return built
+
+        def ptx_for(capability: int) -> str:
+            return str(compiled(capability).compiled.asm["ptx"])
 
         def arguments(capability: int) -> list[Any]:
-            built = compile_triton(kernel, seen, constexprs, capability, **options)
-            return [args[k] for k in built.passed]
+            return [args[k] for k in compiled(capability).passed]
 
         constants = [f.__name__ for f in constexprs.values() if isinstance(f, JITFunction)]
         name = " ".join([kernel.__name__, *constants])
@@ -178,7 +183,7 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
         threads = 32 * plan.warps * prod(plan.grid)
         _record(executor, Launch(name, dtypes, ptx_for, arguments, threads))
         if run:
-            built = compile_triton(kernel, args, constexprs, TARGET, **options)
+            built = compiled(TARGET)
             ptx, how = _changed(executor, built.compiled.asm["ptx"])
             module = built.module if ptx is built.compiled.asm["ptx"] else PTXModule(ptx)
             passed = [args[k] for k in built.passed]
@@ -190,6 +195,7 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
 def cupy_launchers(
     executor: Executor, run: bool = True, capability: int = TARGET
 ) -> dict[str, Callable[..., Any]]:
+    from gpuact.kernels.cupy.rows import Device
     from tests.ptxrun import device_address, run_ptx
     from tests.ptxrun.cupyrun import Address, elementwise_source, parsed, raw_source
 
@@ -201,6 +207,9 @@ def cupy_launchers(
         _record(executor, Launch(name, dtypes, source.ptx, lambda _: source.args, threads))
         if run:
             ptx, how = _changed(executor, source.ptx(TARGET))
+            used = parsed(ptx).program(name).shared_size + shared
+            most = Device.of(executor.backend.capability()).shared
+            assert used <= most, f"{name}: {used} bytes of shared memory where {most} are"
             found = run_ptx(parsed(ptx), name, grid, block, source.args, shared, **how)
             _counted(executor, found)
 

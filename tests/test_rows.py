@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,81 @@ def test_every_layout_is_reached(executor, layout, monkeypatch):
     run_rows(executor, formula, row_operands(formula, x), alias=0)
     wanted = f"gpuact::Layout<8, {', '.join(map(str, layout))}, "
     assert any(variant.startswith(wanted) for variant in variants), variants
+
+
+# Of a GPU with little shared memory: arrays of its own beside what registers keep, or none.
+LITTLE_SHARED = (
+    ("softmax", "float16", 89, (1, 600, 66)),
+    ("softmax", "bfloat16", 120, (1, 1100, 16)),
+    ("softmax_backward", "float16", 86, (1, 9000, 16)),
+)
+
+
+@pytest.mark.parametrize("case", LITTLE_SHARED, ids=str)
+def test_tiles_keep_to_little_shared_memory(executor, case, monkeypatch):
+    formula, dtype, capability, shape = case
+    if executor.name.endswith("ptx"):
+        monkeypatch.setattr(executor.backend, "capability", lambda: capability)
+    run_rows(executor, formula, row_operands(formula, normal(shape, dtype)))
+
+
+def test_tiles_declare_no_more_shared_memory_than_a_kernel_may(executor):
+    """Four float64 for each row and lane are much; ptxas takes 48 KB of them."""
+    case = {"label_smoothing": 0.1}
+    losses = Losses(executor, ce_inputs((1, 5000, 4), "float64", case))
+    losses.forward()
+    losses.with_grad()
+
+
+SHORT = {
+    "a column": lambda a: a[:, 3:4],
+    "a column, reshaped": lambda a: np.lib.stride_tricks.as_strided(
+        a[:, 3:4], strides=a.strides[:1] * 3
+    ),
+    "a column, backwards": lambda a: a[::-1, 3:4],
+    "some columns": lambda a: a[:, 2:7],
+    "every other column": lambda a: a[:, 1::2],
+}
+
+
+@pytest.mark.parametrize("dtype", ("float16", "float32"))
+@pytest.mark.parametrize("view", SHORT)
+def test_short_rows_that_lie_anywhere(executor, view, dtype):
+    """Nothing but their own elements is read or written, whatever the stride of a single one says."""
+    memory = normal((40, 10, 1), dtype)
+    x = SHORT[view](memory)
+    for out in (None, SHORT[view](memory.copy())):
+        run_rows(executor, "softmax", [x], out=out)
+        run_rows(executor, "log_softmax_backward", row_operands("log_softmax_backward", x), out=out)
+    run_rows(executor, "softmax", [x], alias=0)
+    inputs = ce_inputs(x.shape, dtype, {"label_smoothing": 0.1})
+    inputs["logits"] = x
+    losses = Losses(executor, inputs)
+    losses.forward()
+    losses.with_grad(alias=True)
+    if executor.name.endswith("ptx"):
+        assert all("short_rows" in launch.kernel for launch in executor.launches)
+
+
+class _Module:
+    """One kernel, and what CuPy says of it: it declares 16 KB of shared memory."""
+
+    shared_size_bytes = 16 << 10
+    max_dynamic_shared_size_bytes = 32 << 10
+
+    def get_function(self, name: str) -> _Module:
+        return self
+
+
+def test_a_launch_asks_for_the_shared_memory_that_it_needs():
+    """And takes none from launches of the same kernel that need more."""
+    from gpuact.backends import cupy
+
+    module = _Module()
+    for shared, granted in ((32 << 10, 32), (60 << 10, 60), (40 << 10, 60)):
+        function = cupy._function(module, "kernel", shared, 1, 0)
+        assert function.max_dynamic_shared_size_bytes == granted << 10
+    cupy._function.cache_clear()
 
 
 # -- the same bits --------------------------------------------------------------------------------

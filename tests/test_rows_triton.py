@@ -143,6 +143,72 @@ def test_backward_over_clusters(executor, regimes, formula, shape):
     assert regimes == ["cluster"]
 
 
+# Columns lie together although there are rows beside each other, as of channels last.
+BETWEEN = {
+    "rows": ((2, 19, 8), "bfloat16", {}),
+    "rows, less than a sector": ((1, 9, 64), "bfloat16", {}),
+    "rows, even": ((1, 64, 16), "float32", {}),
+    "row": ((1, 257, 64), "bfloat16", {}),
+    "cluster": ((1, 2049, 32), "float32", {}),
+    "passes": ((1, 1100, 64), "float32", {**NO_CLUSTERS, **ONE_SM}),
+    "spread": ((1, 1101, 64), "float32", NO_CLUSTERS),
+}
+
+
+def columns_together(x: Array) -> Array:
+    return np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("case", BETWEEN)
+def test_columns_that_lie_together_between_rows(executor, regimes, monkeypatch, case):
+    shape, dtype, changes = BETWEEN[case]
+    setup(executor, monkeypatch, changes)
+    x = columns_together(normal(shape, dtype))
+    run_rows(executor, "softmax", [x], alias=0)
+    wanted = case.split(",")[0]
+    assert set(regimes) == {wanted} or (wanted == "row" and shape[2] > 1), regimes
+    operands = row_operands("softmax_backward", x)
+    run_rows(executor, "softmax_backward", operands, out=x)
+    for kind in ("plain", "probabilities"):
+        inputs = ce_inputs(shape, dtype, CE_CASES[kind])
+        inputs["logits"] = columns_together(inputs["logits"])
+        for together in (False, True) if kind == "probabilities" else (False,):
+            if together:
+                inputs["target"] = columns_together(inputs["target"])
+            losses = Losses(executor, inputs)
+            losses.forward()
+            losses.backward(alias=True)
+            losses.with_grad(alias=True)
+
+
+@pytest.mark.parametrize("shape", ((1, 2048, 64), (1, 4000, 32)), ids=str)
+def test_arrays_that_lie_differently_fit_shared_memory(executor, regimes, shape):
+    """Columns together in some, rows in others: tiles meet in shared memory (harness.SHARED)."""
+    for dtype in ("bfloat16", "float32"):
+        x = normal(shape, dtype)
+        run_rows(executor, "softmax", [columns_together(x)], out=x)
+        run_rows(executor, "softmax", [x], out=columns_together(x))
+        dy, y = row_operands("softmax_backward", x)
+        run_rows(executor, "softmax_backward", [columns_together(dy), y])
+        inputs = ce_inputs(shape, dtype, CE_CASES["probabilities"])
+        inputs["target"] = columns_together(inputs["target"])
+        losses = Losses(executor, inputs)
+        losses.forward()
+        losses.with_grad()
+    assert "cluster" not in regimes
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
+def test_short_rows_and_a_target_misaligned_alike(executor, dtype):
+    for n in (32, 48):
+        inputs = ce_inputs((5, n, 1), dtype, CE_CASES["probabilities"])
+        for name in ("logits", "target"):
+            memory = np.zeros(5 * n + 1, inputs[name].dtype)
+            memory[1:] = inputs[name].ravel()
+            inputs[name] = memory[1:].reshape(5, n, 1)
+        run_losses(executor, inputs)
+
+
 LENGTHS = (1, 2, 3, 7, 31, 33, 255, 257, 1000, 1025, 4097)
 LONG = (32001, 50257, 65537, 131073, 262147)
 

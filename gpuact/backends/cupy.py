@@ -93,8 +93,9 @@ NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 def _function(module: Any, name: str, shared: int, cluster: int, device: int) -> Any:
     """A new object every time, which CuPy would look up anew; its settings are a device's."""
     function = module.get_function(name)
-    if shared > FREE_SHARED:
-        function.max_dynamic_shared_size_bytes = shared
+    if function.shared_size_bytes + shared > FREE_SHARED:  # what it declares counts, too
+        granted = function.max_dynamic_shared_size_bytes  # to a launch with more of it
+        function.max_dynamic_shared_size_bytes = max(granted, shared)
     if cluster > PORTABLE:
         driver = import_module("cupy_backends.cuda.api.driver")
 
@@ -353,6 +354,8 @@ def _launches(told: Any, empty: Empty) -> Iterable[Any]:
 
 
 def _loss(asked: str, operands: tuple[Any, ...], options: dict[str, Any], empty: Empty) -> None:
+    # a plan finds its numbers by their type
+    options |= {k: float(options[k]) for k in ("label_smoothing", "z_loss", "softcap")}
     ignored, smoothing = options["ignore_index"], options["label_smoothing"]
     z_loss, cap = options["z_loss"], options["softcap"]
 

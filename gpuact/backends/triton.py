@@ -871,6 +871,7 @@ class View:
     head: int  # elements from such a place, of a sector if packs are cut, to the arrays
     cut: bool  # packs by the ends of rows
     beside: int  # rows that lie together likewise
+    mixed: bool  # whether columns lie together in some arrays, and rows in others
 
     @classmethod
     def of(cls, arrays: Sequence[Tensor]) -> View:
@@ -880,20 +881,21 @@ class View:
         steps = [a.stride()[::step] for a in arrays]
         wide = [k for k in range(3) if extents[k] > 1]
         strides = tuple(s for each in steps for s in each)
+        mixed = n > 1 and len({each[1] == 1 for each in steps}) > 1
         pack, head = _packs(arrays)
         while pack > 1:
             rest = {tuple(each[k] % pack for k in wide if k != 1) for each in steps}
             if len(rest) == 1 and all(each[1] == 1 for each in steps) and n > 1:
                 cut = head > 0 or n % pack > 0 or any(next(iter(rest)))
                 head = _sector_head(arrays, pack, head) if cut else 0
-                return cls(extents, step, strides, pack, head, cut, 1)
+                return cls(extents, step, strides, pack, head, cut, 1, mixed)
             across = [each[k] % pack for each in steps for k in wide if k != 2]
             beside = all(each[2] == 1 for each in steps)
             if head == 0 and inner % pack == 0 and beside and not any(across):
-                return cls(extents, step, strides, 1, 0, False, pack)
+                return cls(extents, step, strides, 1, 0, False, pack, mixed)
             pack //= 2
             head %= pack
-        return cls(extents, step, strides, 1, 0, False, 1)
+        return cls(extents, step, strides, 1, 0, False, 1, mixed)
 
 
 def _rows_plans(
@@ -905,11 +907,12 @@ def _rows_plans(
     dtype: str,
     numbers: tuple[Any, ...],
     constexprs: dict[str, Any],
+    aside: View | None = None,
 ) -> Rows:
     """The launches of kernel `name`, or of `name`_chunks.
 
     held: arrays of which a row is needed twice; planes: what a chunk leaves; numbers and
-    constexprs: what a kernel takes besides.
+    constexprs: what a kernel takes besides; aside: the view of arrays and a target beside them.
     """
     kernels = _kernels()
     module = kernels.cross_entropy if name.startswith("cross") else kernels.softmax
@@ -918,12 +921,23 @@ def _rows_plans(
     beside = inner if view.step == 1 else 1
     itemsize = max(a.element_size() for a in arrays)
     device = arrays[0].get_device()
+    mixed = view.mixed or (aside is not None and aside.mixed)
     g = kernels.rows.geometry(
-        n, beside, itemsize, held, dtype == "float64", _clusters(device), once
+        n, beside, itemsize, held, dtype == "float64", _clusters(device), once, mixed
     )
-    narrow = view.cut and g.regime == "rows"  # ends as a tile of their own cost more than they gain
+    # A tile of one row has its ends in a tile of their own. Of several they begin anywhere in a
+    # pack, each elsewhere, and of short ones they cost more than they gain.
+    narrow = view.cut and (g.regime == "rows" or g.rows > 1)
     pack, head = (1, 0) if narrow else (view.pack, view.head)
     edge = SECTOR // min(a.element_size() for a in arrays) if view.cut and not narrow else 0
+    if aside is not None:
+        alike = (view.head - aside.head) % view.pack == 0 and not narrow
+        alike = alike and (view.pack, view.beside) == (aside.pack, aside.beside)
+        constexprs = {
+            **constexprs,
+            "T_PACK": view.pack if alike else 1,
+            "T_BESIDE": view.beside if alike else 1,
+        }
     constexprs = {
         **constexprs,
         "DTYPE": _triton_dtype(dtype),
@@ -1108,9 +1122,6 @@ def _losses_plans(
     both = (logits, logits if dlogits is None else dlogits)
     view = View.of(both)
     probabilities = target.ndim == 3
-    aside = View.of((*both, target)) if probabilities else view
-    alike = (view.head - aside.head) % view.pack == 0
-    alike = alike and (view.pack, view.beside) == (aside.pack, aside.beside)
     t = target.stride()[:: view.step]
     smoothing, with_z_loss, capped = kinds
     sums = probabilities or smoothing
@@ -1139,9 +1150,8 @@ def _losses_plans(
             "SMOOTHING": smoothing,
             "Z_LOSS": with_z_loss,
             "CAPPED": capped,
-            "T_PACK": view.pack if alike else 1,
-            "T_BESIDE": view.beside if alike else 1,
         },
+        View.of((*both, target)) if probabilities else view,
     )
 
 

@@ -250,14 +250,17 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _lse_gradient(call: Call, dlse: Tensor, logits: Tensor, loss: Loss) -> Tensor:
-    """By logits lse has the gradient S; under a cap S of capped logits, times the cap's slope."""
-    z, slope = logits, None
+    """By logits lse has the gradient S; under a cap S of capped logits, times the cap's slope.
+
+    In the dtype of lse: dlse may be no number of a half type.
+    """
+    z, slope = logits.to(dlse.dtype), None
     if loss.softcap:
-        t = torch.tanh(logits.to(dlse.dtype) / loss.softcap)
+        t = torch.tanh(z / loss.softcap)
         z, slope = loss.softcap * t, (1 - t) * (1 + t)
     s = operations.rows(call, FUNCTIONS["softmax"].forward, (z,), (loss.axis,))
-    gradient = s * dlse.unsqueeze(loss.axis).to(s.dtype)
-    return cast(Tensor, gradient if slope is None else (gradient * slope).to(logits.dtype))
+    gradient = s * dlse.unsqueeze(loss.axis)
+    return cast(Tensor, gradient if slope is None else gradient * slope).to(logits.dtype)
 
 
 def _target_gradient(

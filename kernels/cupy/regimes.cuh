@@ -84,7 +84,10 @@ __device__ void short_rows(const Operation& op, const Sizes& sizes, typename Ope
       op.template finish<1>(row, whole, data.from(p), cells);
     }
   }
-  if constexpr (Operation::FINISHES) op.template store<ACCESS>(place, data);
+  if constexpr (Operation::FINISHES) {
+    __syncwarp();  // other lanes may have read a logit where this one writes
+    op.template store<ACCESS>(place, data);
+  }
 }
 
 // The chunk of these lanes, in a block that has `chunks` of them of each of its rows from `first` on.

@@ -128,7 +128,7 @@ __device__ Part merge(const Part* parts, int chunks, long long stride = 1) {
   return whole;
 }
 
-enum Access { ALIGNED, ANYWHERE, APART };  // to memory: see there
+enum Access { ALIGNED, ANYWHERE, APART, SCATTERED };  // to memory: see there
 
 // -- where the elements are -----------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ __device__ uint4 between(uint4 low, uint4 high, int shift) {
 // elements go through shared memory: whole packs of global memory are loaded, and what a lane has,
 // cut out of two of them. Only elements of the block are read or written; those of packs that begin
 // before or end behind it go one by one, a lane each. APART: in some arrays the elements of a row
-// are apart, and go one by one.
+// are apart, and go one by one. SCATTERED: those of all arrays do, of short rows that lie anywhere.
 
 // Of a block's span: in 16-byte units from the last sector boundary before it.
 struct Window {
@@ -336,7 +336,7 @@ __device__ void load(const View<const X>& view, const Place& place, long long in
   const X* first = view.row(place.span_row, inner) + place.span_first;
   const Window window(first, place.span);
   const int alone = window.alone();
-  const bool strided = ACCESS == APART && view.stride != 1;
+  const bool strided = ACCESS == SCATTERED || ACCESS == APART && view.stride != 1;
   if (!strided) {
 #pragma unroll
     for (int p = 0; p <= PACKS; ++p) {
@@ -389,7 +389,7 @@ __device__ void store(const View<X>& view, const Place& place, long long inner,
   }
   X* first = view.row(place.span_row, inner) + place.span_first;
   const Window window(first, place.span);
-  const bool strided = ACCESS == APART && view.stride != 1;
+  const bool strided = ACCESS == SCATTERED || ACCESS == APART && view.stride != 1;
   if (!strided) __syncthreads();
 #pragma unroll
   for (int p = 0; p < PACKS; ++p) {

@@ -22,6 +22,7 @@ UNITS = 16  # chunks of a block of 256 threads, of which there is room for two o
 SMS, LIVE = 132, 24 << 20
 # Where a row is spread over the chip, a block has 16 KB of it: more blocks than places for them.
 SPREAD_UNITS = 8
+STATIC = 48 << 10  # bytes of shared memory that a kernel may declare
 # From a sector on, rows side by side are read a warp at a time, not element by element.
 SIDE_BY_SIDE = 32  # bytes
 # How threads have rows that lie side by side: so many threads next to each other, rows of each, and
@@ -60,7 +61,8 @@ class Regime(NamedTuple):
     needs: frozenset[str] = frozenset()
 
 
-TOGETHER = frozenset({"together"})  # rows follow each other, or begin at multiples of 16 bytes
+# Rows follow each other, or begin at multiples of 16 bytes, or go element by element.
+TOGETHER = frozenset({"together"})
 FEW = frozenset({"few"})  # rows, that is: a block each would leave multiprocessors without work
 MANY = frozenset({"many"})
 WIDE = frozenset({"wide"})  # a thread does with 128 registers, and a block may have 512
@@ -166,7 +168,7 @@ class Rows:
     def _follow(self, view: Any) -> bool:
         outer, n, inner = view.shape
         outer_step, step, inner_step = element_strides(view)
-        if step != 1:
+        if step != 1 and n > 1:
             return True
         return (inner == 1 or inner_step == n) and (outer == 1 or outer_step == n * inner)
 
@@ -260,6 +262,8 @@ def _behind(operation: Operation, rows: Rows, empty: Empty) -> Iterator[Launch]:
     plan = Plan(operation, rows)
     access = rows.access()
     together = access == "ALIGNED" or rows.follow()
+    if not together and rows.bytes <= LANES * PACK:
+        access, together = "SCATTERED", True
     filled = rows.count * -(-rows.chunks // UNITS) * 2 > SMS
     has = {
         "together": together,
@@ -277,7 +281,8 @@ def _behind(operation: Operation, rows: Rows, empty: Empty) -> Iterator[Launch]:
         name: str, blocks: int, units: int, packs: int = 8, per_block: int = 1, **more: Any
     ) -> Launch:
         threads = WARP * -(-units // 2)
-        shared = 0 if access == "ALIGNED" else threads * packs * PACK + 6 * PACK
+        staged = access not in ("ALIGNED", "SCATTERED")
+        shared = threads * packs * PACK + 6 * PACK if staged else 0
         return plan.launch(
             name, (chosen.variant, f"gpuact::{access}"), blocks, threads, shared, per_block, **more
         )
@@ -356,7 +361,9 @@ def _fitting(plan: Plan, packs: int, most: int) -> Iterator[tuple[int, int, int,
     for across, sides, groups, kept in LAYOUTS:
         shared = (sides * groups * arrays - kept) * packs * PACK * LANES * across
         parts = across * sides * (LANES * groups + max(LANES, most * groups)) * part
-        if (sides == 1 or rows.itemsize == 2) and shared + parts <= rows.device.shared:
+        fits = parts <= STATIC and shared + parts <= rows.device.shared
+        # One array leaves no room behind it for what registers give back.
+        if fits and (sides == 1 or rows.itemsize == 2) and (arrays > 1 or not kept):
             yield across, sides, groups, kept, shared
 
 

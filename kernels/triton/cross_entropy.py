@@ -37,6 +37,9 @@ from .rows import (
     total,
 )
 
+# What differs between calls that one warmup stands for: one kernel does for all values.
+OPTIONS = ("ignore_index", "s_outer", "s_inner")
+
 
 @triton.jit
 def label(target, exists, n, ignore_index, PROBABILITIES: tl.constexpr):
@@ -177,7 +180,7 @@ def gradient(z, m, r, q, dloss, ignored, inverse, CAPPED: tl.constexpr, DTYPE: t
     return tl.where(ignored, 0.0, d)
 
 
-@triton.jit(do_not_specialize=["head"])
+@triton.jit(do_not_specialize=["head", *OPTIONS])
 def cross_entropy(
     logits,
     target,
@@ -246,7 +249,7 @@ def cross_entropy(
         w = tl.load(logits + c, mask=cut, other=-inf).to(DTYPE)
         z_cut = capped(w, cut, cap, inverse, CAPPED, DTYPE)
         q_cut = weighted_target(
-            target + c * t_n, y, own, weight,
+            target + c.to(tl.int64) * t_n, y, own, weight,
             0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
         )  # fmt: skip
     if loss is None:
@@ -316,7 +319,7 @@ def cross_entropy(
         left()
 
 
-@triton.jit(do_not_specialize=["head", "tiles", "chunks", "left_by", "batch"])
+@triton.jit(do_not_specialize=["head", "tiles", "chunks", "left_by", "batch", *OPTIONS])
 def cross_entropy_chunks(
     logits,
     target,
@@ -429,7 +432,7 @@ def cross_entropy_chunks(
                     tl.store(scratch + plane + kept + chunks, total(exp(z - finite(top))))
                 if SUMS:
                     q = weighted_target(
-                        t_row + c * t_n, y, own,
+                        t_row + c.to(tl.int64) * t_n, y, own,
                         weight, 0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
                     )  # fmt: skip
                     if loss is None:
@@ -500,7 +503,7 @@ def cross_entropy_chunks(
                     w = tl.load(z_row + c, mask=cut, other=-inf).to(DTYPE)
                     z = capped(w, cut, cap, inverse, CAPPED, DTYPE)
                     q = weighted_target(
-                        t_row + c * t_n, y, own,
+                        t_row + c.to(tl.int64) * t_n, y, own,
                         weight, 0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
                     )  # fmt: skip
                     d = gradient(z, m, r, q, dloss, ignored, inverse, CAPPED, DTYPE)
@@ -510,7 +513,7 @@ def cross_entropy_chunks(
             tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ignore_index"])
 def target_weight(
     target,
     weight,  # None: 1 for every class
@@ -527,7 +530,7 @@ def target_weight(
 ):
     """The weight of each row's class, 0 for a row without one."""
     row = first() * BLOCK + tl.arange(0, BLOCK)
-    exists = row < outer * inner
+    exists = row < tl.full((), outer, tl.int64) * inner
     y = tl.load(target + (row // inner) * t_outer + (row % inner) * t_inner, mask=exists, other=0)
     y = y.to(tl.int64)
     valid = exists & (y >= 0) & (y < classes) & (y != ignore_index)

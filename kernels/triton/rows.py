@@ -49,6 +49,10 @@ REGIMES = (
     Regime("cluster", 262144, 8),  # 16 blocks are beyond what every GPU with clusters takes
 )
 
+# Arrays of which one has columns side by side, and another rows, meet in shared memory: half of
+# what every GPU's blocks have of that.
+MIXED = 12288  # words of a tile
+
 # An H100's; other GPUs' are near enough.
 SMS = 132
 LIVE = 32 << 20  # bytes of rows under way that surely stay in an L2 cache of 40 or 50 MB
@@ -90,13 +94,20 @@ def _warps(words: int) -> int:
 
 @lru_cache(maxsize=4096)
 def geometry(
-    n: int, inner: int, itemsize: int, held: int, wide: bool, clusters: bool, once: bool = False
+    n: int,
+    inner: int,
+    itemsize: int,
+    held: int,
+    wide: bool,
+    clusters: bool,
+    once: bool = False,
+    mixed: bool = False,
 ) -> Geometry:
     """For rows of n elements, inner of which lie side by side.
 
     held: arrays whose rows are needed twice; wide: computed in float64; once: nothing is needed
-    twice, so that chunks are as good as a whole row. Never from how many rows there are: a row's
-    bits must not depend on its neighbours.
+    twice, so that chunks are as good as a whole row; mixed: not all arrays have the same neighbours
+    in memory. Never from how many rows there are: a row's bits must not depend on its neighbours.
     """
     words = held * (2 if wide else 1)
     side = min(SIDE // itemsize, _power_of_2(inner))
@@ -105,7 +116,9 @@ def geometry(
     block = _power_of_2(n)
     for regime in REGIMES:
         short = regime.name == "rows"
-        if regime.blocks > 1 and (wide or once or not clusters):
+        if regime.blocks > 1 and (wide or once or mixed or not clusters):
+            continue
+        if mixed and side * block * words > MIXED:
             continue
         if (block if short and side == 1 else side * block * words) <= regime.words:
             rows = max(side, TOGETHER // itemsize // block) if short else side
@@ -188,7 +201,7 @@ def columns(
     base, length, part, exists, BLOCK: tl.constexpr, PARTS: tl.constexpr, PACK: tl.constexpr
 ):
     """Columns of a tile, counted from `base` in the body, and which exist; no pack is cut."""
-    left = tl.minimum(length - base, BLOCK * PARTS).to(tl.int32) // PACK * PACK
+    left = tl.minimum(tl.maximum(length - base, 0), BLOCK * PARTS).to(tl.int32) // PACK * PACK
     j = part * BLOCK + tl.arange(0, BLOCK)[None, :]
     return j, exists & (j < left)
 
@@ -263,7 +276,7 @@ def meet():
 def leave():
     """Says that this thread reads no other block's memory any more."""
     tl.inline_asm_elementwise(
-        "barrier.cluster.arrive.relaxed.aligned; mov.b32 $0, 0;",
+        "barrier.cluster.arrive.release.aligned; mov.b32 $0, 0;",
         "=r", [], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 

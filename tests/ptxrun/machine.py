@@ -30,6 +30,7 @@ from .parse import Instruction, Pair, Program, PTXModule, split_commas
 from .stats import Stats, classify
 
 MAX_SHARED = 232448  # bytes a CTA may have (sm_90)
+MAX_STATIC = 49152  # of these, that a kernel may declare: ptxas refuses more
 NO_OPS = (
     "membar",
     "fence",
@@ -419,6 +420,8 @@ class Launch:
             raise PTXError(f"a cluster of {np.prod(self.cluster)} CTAs")
         if p.cluster and _dims(p.cluster) != self.cluster:
             raise PTXError(f"cluster {self.cluster} breaks .reqnctapercluster {p.cluster}")
+        if p.shared_size > MAX_STATIC:
+            raise PTXError(f"{p.shared_size} bytes of shared memory declared")
         if p.shared_size + dynamic > MAX_SHARED:
             raise PTXError(f"{p.shared_size + dynamic} bytes of shared memory per CTA")
 
