@@ -597,8 +597,9 @@ def cross_entropy(
     weight: (C,), one a class. label_smoothing ε takes (1 − ε) Y + ε/C for Y. Rows whose target is
     `ignore_index` (integers only) give 0 and do not count. reduction: "none" gives a loss a row,
     "sum" their sum, "mean" their sum over the weight of the targets that count (probabilities:
-    over the rows); a mean over nothing is NaN with gradient 0. A class whose share w_k Y_k is 0
-    adds nothing, whatever its logit.
+    over the rows); a mean over no rows that count is NaN with gradient 0, and one over rows whose
+    weights are all 0 is divided by 0. A class whose share w_k Y_k is 0 adds nothing, whatever its
+    logit. Probabilities are taken in logits' dtype.
     z_loss, a finite number from 0 on, adds z_loss·lse² to the loss of every row that counts, and
     2 z_loss·lse·S to its dZ; a mean divides as without it. softcap, a finite number above 0, takes
     cap·tanh(z/cap) for the logits, in lse too (an infinity counts as ±cap then), and multiplies dZ
@@ -611,7 +612,8 @@ def cross_entropy(
     read out of bounds, and the host looks only under GPUACT_CHECK=1. On torch tensors the loss is
     differentiable by logits and by probabilities, lse by logits; logits, target and lse are kept.
     gradient_in_forward: on logits that require grad, forward finds the gradient in the pass that
-    finds the loss and keeps that alone; backward multiplies it by the loss's gradient, in place. So
+    finds the loss and keeps that alone; backward multiplies it by the loss's gradient, in place,
+    when it is rounded to logits' dtype already, and 0 by an infinite one gives NaN. So
     there is one backward and no double one (RuntimeError and NotImplementedError say so), and
     "none", return_lse and probabilities that require grad are refused (ValueError). Where nothing
     requires grad the option changes nothing.
@@ -653,7 +655,9 @@ def cross_entropy_backward(
 ) -> A:
     """dlogits = dloss·(S Σ_k w_k Y_k − w ⊙ Y), S = e^(logits − lse), scaled as the reduction says.
 
-    z_loss adds 2 z_loss·lse·S, softcap caps the logits and multiplies all by its slope.
+    z_loss adds 2 z_loss·lse·S, softcap caps the logits and multiplies all by its slope. S comes
+    from lse as it is stored: its rounding, u·|lse|, is the error of S, so logits far from 0 cost
+    digits that `cross_entropy_with_grad` keeps.
     dloss: a number or 0-d, or of lse's shape for "none"; lse and the options are those of
     `cross_entropy`. The result has logits' shape and dtype. Rows that were ignored get 0.
 
@@ -742,8 +746,8 @@ def warmup(
     will get. An array stands for all of its dtype, shape and strides, a number for every other that
     is not the default. One call warms up one variant, as for attention
     `warmup([(8, 16, 512, 512)], ["bfloat16"], ["softmax"], scale=0.125, mask=mask, causal=True)`;
-    what differs otherwise (views of x that are strided or misaligned, `out`) is to be called once
-    itself.
+    what differs otherwise (views of x that are strided or misaligned, `out`, softmax_jacobian, a
+    gradient that comes to lse, or goes to probabilities) is to be called once itself.
 
     >>> import gpuact
     >>> with gpuact.using("numpy"):
@@ -754,4 +758,5 @@ def warmup(
     if unknown:
         raise ValueError(f"functions: {unknown} came, allowed are {', '.join(FUNCTIONS)}")
     array = asarray(0.0) if like is None else like
-    return calls.warmup(array, shapes, dtypes, functions or tuple(FUNCTIONS), options)
+    named = tuple(FUNCTIONS) if functions is None else functions
+    return calls.warmup(array, shapes, dtypes, named, options)

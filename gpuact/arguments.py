@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Real
 from operator import index
@@ -84,7 +85,13 @@ def parameter(name: str, value: Any, arrays: bool) -> Any:
     if isinstance(value, np.generic) and value.dtype.name in FLOATING:
         return float(value)
     if isinstance(value, Real):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(
+                f"{name}: a number came that is too large for a float, allowed are numbers up to "
+                f"{sys.float_info.max:.2g}"
+            ) from None
     if not arrays:
         raise TypeError(f"{name}: {type(value).__name__} came, allowed is a number")
     if library_of(value) is None and not isinstance(value, list | tuple):

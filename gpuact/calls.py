@@ -6,6 +6,7 @@ Here, too, PyTorch's autograd is entered: a call on tensors that require a gradi
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from functools import cache
@@ -20,7 +21,7 @@ from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
-from .libraries import FLOATING, NUMBERS, Library, library_of
+from .libraries import FLOATING, NUMBERS, Library, dtype_name, library_of
 from .operations import Loss, Reduction
 from .scores import Scores
 
@@ -702,6 +703,13 @@ class LossCall:
             raise ValueError(f"label_smoothing: {label_smoothing} came, allowed is 0 to 1")
         z_loss = arguments.positive("z_loss", z_loss, zero=True)
         softcap = 0.0 if softcap is None else arguments.positive("softcap", softcap, zero=False)
+        computed = arguments.compute_dtype(library.dtype(self.logits))
+        least, most = float(np.finfo(computed).tiny), float(np.finfo(computed).max)
+        if softcap and not least <= softcap <= most:
+            raise ValueError(
+                f"softcap: {softcap} came, allowed is what {computed} holds: {least:.2g} to "
+                f"{most:.2g}"
+            )
         if not integers and ignore_index >= 0:
             raise ValueError(
                 f"ignore_index: {ignore_index} came with a target of probabilities, which has no "
@@ -714,7 +722,7 @@ class LossCall:
                 f"logits: shape {tuple(logits.shape)} came, allowed is at least one class"
             )
         if integers and kind not in ("int32", "int64"):
-            target = library.astype(target, "int64")
+            target = library.classes(target)
         elif not integers:
             target = library.astype(target, library.dtype(self.logits))
         self.target = target
@@ -727,8 +735,7 @@ class LossCall:
                 )
             if _tracked(self.call, weight):
                 raise ValueError("weight: came requiring grad; class weights are constants")
-            dtype = arguments.compute_dtype(library.dtype(self.logits))
-            weight = library.astype(arguments.floating("weight", library, weight), dtype)
+            weight = library.astype(arguments.floating("weight", library, weight), computed)
             self.weight = library.contiguous(weight)
         self.loss = Loss(
             axis=k,
@@ -741,7 +748,7 @@ class LossCall:
         )
         for name, value in numbers.items():
             more[name] = self.call.empty((), "float64")
-            library.copy(more[name], value)
+            library.copy(more[name], arguments.parameter(name, value, arrays=False))
         self.more = more
         if integers and self._checks_targets():
             self._check_targets(classes)
@@ -918,9 +925,14 @@ def warmup(
                 f"{name}: came for {', '.join(functions)}, which can be warmed up with "
                 f"{', '.join(sorted(known)) or 'no option'}"
             )
+    if isinstance(dtypes, str):
+        raise TypeError(f"dtypes: the str {dtypes!r} came, allowed is a list of dtypes")
+    names = [dtype_name(dtype) for dtype in dtypes]
+    if refused := sorted({*names} - {*FLOATING}):
+        raise TypeError(f"dtypes: {refused} came, allowed are {', '.join(FLOATING)}")
     calls = 0
     for shape in shapes:
-        for dtype in dtypes:
+        for dtype in names:
             x = library.empty(shape, dtype, like)
             library.copy(x, 0.5)
             for name in functions:
@@ -964,12 +976,16 @@ def _warm_loss(
     *,
     target: Any = None,
     gradient_in_forward: bool = False,
+    axis: Any = None,
     **options: Any,
 ) -> int:
+    if axis is not None:
+        options["axis"] = axis
     if target is None:
-        if "axis" not in options:
-            logits = logits.reshape(-1, logits.shape[-1] if logits.ndim else 1)
-        k = arguments.single_axis("axis", options.get("axis", -1), logits.ndim)
+        if axis is None:
+            *before, classes = logits.shape or (1,)
+            logits = logits.reshape(math.prod(before), classes)
+        k = arguments.single_axis("axis", -1 if axis is None else axis, logits.ndim)
         target = library.empty((*logits.shape[:k], *logits.shape[k + 1 :]), "int64", logits)
         library.copy(target, 0)
     loss, lse = activations.cross_entropy(logits, target, return_lse=True, **options)

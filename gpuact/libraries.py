@@ -104,6 +104,11 @@ class Library:
         with np.errstate(all="ignore"):
             return x.astype(numpy_dtype(dtype))
 
+    def classes(self, x: Any) -> Any:
+        """Integers as int64; what is too large for that becomes the largest, never a negative."""
+        found = self.astype(x, "int64")
+        return self.xp.where(found < 0, 2**63 - 1, found) if self.dtype(x) == "uint64" else found
+
     def eye(self, n: int, dtype: str, like: Any) -> Any:
         return self.xp.eye(n, dtype=numpy_dtype(dtype))
 
@@ -248,6 +253,9 @@ class CuPy(Library):
 
     def astype(self, x: Any, dtype: str) -> Any:
         return self._made(x, super().astype, x, dtype)
+
+    def classes(self, x: Any) -> Any:
+        return self._made(x, super().classes, x)
 
     def eye(self, n: int, dtype: str, like: Any) -> Any:
         return self._made(like, super().eye, n, dtype, like)

@@ -26,8 +26,8 @@ TARGETS = [
     for capability in (80, 90, 100, 120)
     for quick in [capability == 90 and dtype == "bfloat16"]
 ]
-# Bytes of stack that a thread may have. What fits its registers elsewhere lacks some there, and with
-# larger ones a multiprocessor would have room for a block less, which costs more.
+# Bytes of stack that a thread may have. What fits its registers elsewhere lacks some there, and
+# with larger ones a multiprocessor would have room for a block less, which costs more.
 STACK = {
     ("cupy-ptx", 120): 16,  # short rows, and losses with weights or in clusters
     ("triton-ptx", 100): 32,  # a row over a cluster, 64 values a thread or eight rows

@@ -278,6 +278,51 @@ def test_the_gradient_of_lse(lib, kind, softcap):
         near(lib.executor.to_numpy(both), total, f"lse and loss, {layout}")
 
 
+@pytest.mark.parametrize("factor", (1e5, 1e-5))
+@pytest.mark.parametrize("lib", TORCH, indirect=True)
+def test_the_gradient_of_lse_is_no_number_of_a_half_type(lib, factor):
+    """float16 holds neither 1e5 nor, of a thousand classes, 1e-5 S."""
+    logits = np.random.default_rng(3).standard_normal((2, 1000)).astype(np.float16) * 8
+    z, t = natives(placed(lib, logits, np.array([0, 1])))
+    reference = torch.from_numpy(logits).double().requires_grad_()
+    (torch.logsumexp(reference, 1) * factor).sum().backward()
+    _, lse = gpuact.cross_entropy(z.requires_grad_(), t, return_lse=True)
+    (lse * factor).sum().backward()
+    want, got = reference.grad.numpy(), lib.executor.to_numpy(z.grad).astype(np.float64)
+    want = np.where(want > 65504, np.inf, want)
+    near(np.nan_to_num(got), np.nan_to_num(want.astype(np.float16).astype(np.float64)), "", 2e-3)
+
+
+RESULTS: dict[str, Callable[[Any, Any], Any]] = {
+    "softmax": lambda z, t: gpuact.softmax(z),
+    "softmax of the first axis": lambda z, t: gpuact.softmax(z, axis=0),
+    "softmax of two axes": lambda z, t: gpuact.softmax(z[None], axis=(0, 2)),
+    "log_softmax": lambda z, t: gpuact.log_softmax(z),
+    "softmax_jacobian": lambda z, t: gpuact.softmax_jacobian(z),
+    **{
+        reduction: lambda z, t, r=reduction: gpuact.cross_entropy(z, t, reduction=r)
+        for reduction in REDUCTIONS
+    },
+    "lse": lambda z, t: gpuact.cross_entropy(z, t, return_lse=True)[1],
+    "gradient in forward": lambda z, t: gpuact.cross_entropy(
+        z, t, reduction="sum", gradient_in_forward=True
+    ),
+    "gradient": lambda z, t: gpuact.cross_entropy_with_grad(z, t)[1],
+}
+
+
+@pytest.mark.parametrize("what", RESULTS)
+@pytest.mark.parametrize("lib", TORCH, indirect=True)
+def test_a_result_may_be_changed_in_place(lib, what):
+    """As torch's may, by a mask of tokens or their number: it is no view, to begin with too."""
+    z, t = natives(placed(lib, np.random.default_rng(4).standard_normal((4, 5)), np.arange(4)))
+    z.requires_grad_()
+    for _ in range(2):
+        result = RESULTS[what](z, t)
+        assert result.requires_grad
+        result.mul_(2)
+
+
 @pytest.mark.every
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["int64", "probabilities"])
@@ -320,6 +365,18 @@ def test_every_integer_names_a_class(lib, kind):
     got = gpuact.cross_entropy(z, t, reduction="none")
     want = gpuact.cross_entropy(z, plain, reduction="none")
     assert lib.executor.to_numpy(got).tobytes() == lib.executor.to_numpy(want).tobytes()
+
+
+def test_an_integer_beyond_int64_names_no_class(lib):
+    """Nor the ignore_index that its bits are as an int64."""
+    target = np.array([1, 2**64 - 100], np.uint64)
+    z, t = natives(placed(lib, np.zeros((2, 4), np.float32), target))
+    if getattr(lib.executor.backend, "ON_HOST", False):
+        with pytest.raises(IndexError, match="target: class 9223372036854775807 came"):
+            gpuact.cross_entropy(z, t)
+    else:
+        got = lib.executor.to_numpy(gpuact.cross_entropy(z, t, reduction="none"))
+        assert np.isnan(got).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("view", ["strided", "transposed", "misaligned", "broadcast", "negative"])

@@ -195,6 +195,16 @@ CASES: dict[str, Case] = {
         r"dy: shape \(3,\) came, x has \(2, 3\)",
     ),
     # parameters
+    "scale too large for a float": (
+        lambda out: gpuact.softmax(X, scale=10**400, out=out),
+        ValueError,
+        r"scale: a number came that is too large for a float, allowed are numbers up to 1.8e\+308",
+    ),
+    "dloss too large for a float": (
+        lambda out: gpuact.cross_entropy_backward(10**400, Z, T, Z[:, 0]),
+        ValueError,
+        "dloss: a number came that is too large for a float",
+    ),
     "scale None": (lambda out: gpuact.linear(X, None, out=out), TypeError, "scale: NoneType came"),
     "scale text": (lambda out: gpuact.linear(X, "2", out=out), TypeError, "scale: str came"),
     "bias complex": (lambda out: gpuact.linear(X, 1.0, 1j, out=out), TypeError, "bias: complex"),
@@ -752,6 +762,11 @@ CASES: dict[str, Case] = {
         ValueError,
         "softcap: -30.0 came",
     ),
+    "softcap beyond float32": (
+        lambda out: gpuact.cross_entropy(Z.astype(np.float32), T, softcap=1e39),
+        ValueError,
+        r"softcap: 1e\+39 came, allowed is what float32 holds: 1.2e-38 to 3.4e\+38",
+    ),
     "softcap infinite": (
         lambda out: gpuact.cross_entropy(Z, T, softcap=np.inf),
         ValueError,
@@ -852,6 +867,16 @@ CASES: dict[str, Case] = {
         lambda out: gpuact.warmup(functions=["relu", "gelu"]),
         ValueError,
         r"functions: \['gelu'\] came, allowed are linear",
+    ),
+    "dtypes to warm up that are no floating ones": (
+        lambda out: gpuact.warmup(dtypes=["int8", "float32"], functions=["relu"], like=X),
+        TypeError,
+        r"dtypes: \['int8'\] came, allowed are float16",
+    ),
+    "one dtype to warm up": (
+        lambda out: gpuact.warmup(dtypes="float32", functions=["relu"], like=X),
+        TypeError,
+        "dtypes: the str 'float32' came, allowed is a list of dtypes",
     ),
     "an option that nobody takes": (
         lambda out: gpuact.warmup(functions=["softmax", "relu"], like=X, z_loss=0.1),

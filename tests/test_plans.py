@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.test_backends import Losses, ce_inputs, row_operands, run_rows
 from tests.truth import Array
 
 N = 70
+# Parameters of which Triton looks at the type alone: a test below holds that to be so.
+FREE = {"ignore_index", "s_outer", "s_inner", "head"}
 
 
 @pytest.fixture(params=executors("cupy-ptx", "triton-ptx"))
@@ -112,19 +115,29 @@ def test_after_warmup_nothing_is_compiled(monkeypatch):
     launch = backend.launch
 
     def spy(plan: Any, args: tuple[Any, ...]) -> None:
-        kinds = tuple(getattr(a, "dtype", a if isinstance(a, int) else type(a)) for a in args)
+        free = {i for i, p in enumerate(inspect.signature(plan.kernel.fn).parameters) if p in FREE}
+        kinds = tuple(
+            getattr(a, "dtype", a if isinstance(a, int) and i not in free else type(a))
+            for i, a in enumerate(args)
+        )
         compiled.add((plan.kernel, tuple(map(str, plan.constexprs.items())), plan.warps, kinds))
         launch(plan, args)
 
     monkeypatch.setattr(backend, "launch", spy)
     x, y = torch.randn(4, N), torch.randn(4, N, requires_grad=True)
     target = torch.tensor([3, 0, N - 1, -100])
-    options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 5.0}
+    options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 5.0, "ignore_index": 7}
+    each = options | {"reduction": "none"}
     scores = {"scale": 0.5, "causal": True, "all_masked": "zero"}
     with gpuact.using("triton"):
         functions = ["softmax", "cross_entropy"]
         gpuact.warmup([(4, N)], ["float32"], functions, like=x, **options, **scores)
+        gpuact.warmup([(4, N)], ["float32"], functions[1:], like=x, **each)
         before = set(compiled)
+        for other in (-100, 1, 48):  # which Triton would tell apart
+            gpuact.cross_entropy(x, target, **options | {"ignore_index": other})
+        gpuact.cross_entropy(y, target, **each).sum().backward()
+        options["ignore_index"] = -100
         gpuact.softmax(x, **scores)
         gpuact.softmax(y, **scores).backward(torch.randn(4, N))
         gpuact.cross_entropy(x, target, **options)
@@ -132,3 +145,16 @@ def test_after_warmup_nothing_is_compiled(monkeypatch):
         gpuact.cross_entropy_with_grad(x, target, **options)
     assert before
     assert compiled == before
+
+
+def test_triton_does_not_tell_free_parameters_apart():
+    triton = pytest.importorskip("triton")
+    from gpuact.kernels.triton import cross_entropy
+
+    if triton.knobs.runtime.interpret:
+        pytest.skip("the interpreter's functions know nothing of it")
+    for kernel in (cross_entropy.cross_entropy, cross_entropy.cross_entropy_chunks):
+        assert {p.name for p in kernel.params if p.do_not_specialize} >= FREE
+    assert any(
+        p.name == "ignore_index" and p.do_not_specialize for p in cross_entropy.target_weight.params
+    )

@@ -55,6 +55,16 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
+def test_places_within_a_sector_are_told_apart():
+    """Triton's rows are cut from a sector of memory on: where it begins decides on their bits."""
+    torch = pytest.importorskip("torch")
+    memory = torch.empty(64)
+    assert memory.data_ptr() % 32 == 0
+    gpuact.relu(memory)  # before the first tensor nothing is known of them
+    kind = FACTS[torch.Tensor]
+    assert kind(memory[:8]) == kind(memory[8:16]) != kind(memory[4:12])
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_arrays_that_lie_otherwise(lib, call):
     """Each after each other, twice: the second time on the way that the first one learned."""

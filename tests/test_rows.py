@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -175,7 +174,7 @@ SHORT = {
 @pytest.mark.parametrize("dtype", ("float16", "float32"))
 @pytest.mark.parametrize("view", SHORT)
 def test_short_rows_that_lie_anywhere(executor, view, dtype):
-    """Nothing but their own elements is read or written, whatever the stride of a single one says."""
+    """Nothing but their own elements is read or written, whatever the stride of a single one."""
     memory = normal((40, 10, 1), dtype)
     x = SHORT[view](memory)
     for out in (None, SHORT[view](memory.copy())):
