@@ -29,8 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
     (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. PTX's
-    interpreter and Triton's run one dtype in full (of tests marked `many` none) and of each other
-    every fourth case, another fourth for each: compiling takes long there, and Python here.
+    interpreter and Triton's run every third case of one dtype, and of each other (of tests marked
+    `many`, of this one too) every twelfth, other ones for each: compiling takes long there, and
+    Python here.
     """
     interpreters = ("-ptx", "-interpreter")
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -41,8 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             quick = dtype == "float32" and params.get("lib") not in CROSSED
         elif str(params.get("executor", "")).endswith(interpreters) and dtype in DTYPES:
             kind = (item.location[2].partition("[")[0], params["executor"], dtype)
-            full = dtype == "float32" and not item.get_closest_marker("many")
-            quick = full or seen[kind] % 4 == list(DTYPES).index(dtype)
+            often = dtype == "float32" and not item.get_closest_marker("many")
+            step, first = (3, 0) if often else (12, 3 * list(DTYPES).index(dtype))
+            quick = seen[kind] % step == first
             seen[kind] += 1
         else:
             quick = True

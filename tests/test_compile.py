@@ -24,7 +24,7 @@ TARGETS = [
     for name in ("cupy-ptx", "triton-ptx")
     for dtype in DTYPES
     for capability in (80, 90, 100, 120)
-    for quick in [capability == 90 and dtype == "bfloat16"]
+    for quick in [(name, capability, dtype) == ("cupy-ptx", 90, "bfloat16")]
 ]
 # Bytes of stack that a thread may have. What fits its registers elsewhere lacks some there, and
 # with larger ones a multiprocessor would have room for a block less, which costs more.

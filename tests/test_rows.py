@@ -31,6 +31,7 @@ from tests.test_backends import (
     row_operands,
     run_losses,
     run_rows,
+    slow_but,
 )
 from tests.truth import Array
 
@@ -248,7 +249,7 @@ def same_bits(executor: Executor, formula: str, n: int, dtype: str, count: int) 
     )
 
 
-CASES = [(formula, n) for k, n in enumerate(LENGTHS) for formula in FORMULAS[k % 2 :: 2]]
+CASES = [(FORMULAS[k % 4], n) for k, n in enumerate(LENGTHS)]
 
 
 @pytest.mark.parametrize(("formula", "n"), CASES)
@@ -401,7 +402,7 @@ def test_the_same_bits_of_losses_of_long_rows(executor, asked, n):
 FORCED = ((1, 3), (40, 5), (2500, 1))  # n of awkward rows, and how many beside each other
 
 
-@pytest.mark.parametrize("n", (5, 100, 700, 9000))
+@pytest.mark.parametrize("n", slow_but(100, 9000, of=(5, 100, 700, 9000)))
 def test_awkward_rows_in_every_regime(executor, n, monkeypatch):
     x = awkward_rows(n, "float32")
     for regime in able(4 * n):
@@ -496,8 +497,14 @@ def test_scores(executor, case, n, dtype):
 LOSSES = ({}, {"label_smoothing": 0.1, "weight": True}, {"target": "probabilities"})
 
 
-@pytest.mark.parametrize("case", LOSSES, ids=str)
-@pytest.mark.parametrize("n", (37, 700, 9000))
+@pytest.mark.parametrize(
+    ("case", "n"),
+    [
+        pytest.param(case, n, id=f"{case} {n}", marks=() if j == k else pytest.mark.slow)
+        for j, case in enumerate(LOSSES)
+        for k, n in enumerate((37, 700, 9000))
+    ],
+)
 def test_losses_in_every_regime(executor, case, n, monkeypatch):
     inputs = ce_inputs((3, n, 1), "float32", case)
     found = []

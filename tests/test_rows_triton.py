@@ -25,6 +25,7 @@ from tests.test_backends import (
     row_operands,
     run_losses,
     run_rows,
+    slow_but,
 )
 from tests.truth import Array
 
@@ -181,20 +182,20 @@ def test_columns_that_lie_together_between_rows(executor, regimes, monkeypatch, 
             losses.with_grad(alias=True)
 
 
-@pytest.mark.parametrize("shape", ((1, 2048, 64), (1, 4000, 32)), ids=str)
-def test_arrays_that_lie_differently_fit_shared_memory(executor, regimes, shape):
+@pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
+def test_arrays_that_lie_differently_fit_shared_memory(executor, regimes, dtype):
     """Columns together in some, rows in others: tiles meet in shared memory (harness.SHARED)."""
-    for dtype in ("bfloat16", "float32"):
-        x = normal(shape, dtype)
-        run_rows(executor, "softmax", [columns_together(x)], out=x)
-        run_rows(executor, "softmax", [x], out=columns_together(x))
-        dy, y = row_operands("softmax_backward", x)
-        run_rows(executor, "softmax_backward", [columns_together(dy), y])
-        inputs = ce_inputs(shape, dtype, CE_CASES["probabilities"])
-        inputs["target"] = columns_together(inputs["target"])
-        losses = Losses(executor, inputs)
-        losses.forward()
-        losses.with_grad()
+    shape = (1, 2048, 128 // DTYPES[dtype].itemsize)
+    x = normal(shape, dtype)
+    run_rows(executor, "softmax", [columns_together(x)], out=x)
+    run_rows(executor, "softmax", [x], out=columns_together(x))
+    dy, y = row_operands("softmax_backward", x)
+    run_rows(executor, "softmax_backward", [columns_together(dy), y])
+    inputs = ce_inputs(shape, dtype, CE_CASES["probabilities"])
+    inputs["target"] = columns_together(inputs["target"])
+    losses = Losses(executor, inputs)
+    losses.forward()
+    losses.with_grad()
     assert "cluster" not in regimes
 
 
@@ -403,7 +404,7 @@ MASKS: dict[str, Callable[[int, str], Array | None]] = {
 
 @both_executors
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("n", (5, 64, 1033))
+@pytest.mark.parametrize("n", slow_but(1033, of=(5, 64, 1033)))
 def test_scores(executor, mask, n):
     for dtype, inner in (("bfloat16", 1), ("float32", 1), ("float32", 3)):
         x = normal((12, n), dtype)
@@ -459,8 +460,14 @@ def test_scale_of_a_gradient(executor, formula):
 # -- losses ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ("plain", "smoothing", "probabilities, all"))
-@pytest.mark.parametrize("case", ("cluster of 2, odd n", "cluster of 4", "passes, odd n", "spread"))
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        pytest.param(case, kind, marks=() if j == k % 3 else pytest.mark.slow)
+        for k, case in enumerate(("cluster of 2, odd n", "cluster of 4", "passes, odd n", "spread"))
+        for j, kind in enumerate(("plain", "smoothing", "probabilities, all"))
+    ],
+)
 def test_losses_of_long_rows(executor, monkeypatch, case, kind):
     (rows, n, _), dtype, changes = CASES[case]
     setup(executor, monkeypatch, changes)

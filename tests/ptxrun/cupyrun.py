@@ -11,7 +11,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str
     return (made.decode() if isinstance(made, bytes) else made).rstrip("\0")
 
 
-@cache
+@lru_cache(64)  # megabytes each
 def parsed(ptx: str) -> PTXModule:
     """Parsed once, however often it runs."""
     return PTXModule(ptx)

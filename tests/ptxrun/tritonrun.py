@@ -37,7 +37,8 @@ class Built(NamedTuple):
     passed: tuple[int, ...]  # which of the arguments are still parameters of the compiled kernel
 
 
-_cache: dict[Any, tuple[Built, Any]] = {}
+_cache: dict[Any, tuple[Built, Any]] = {}  # the last one that was used stands last
+KEPT = 64  # of megabytes each
 
 
 def describe(x: Any) -> Any:
@@ -71,7 +72,8 @@ def compile_triton(
         return id(value) if isinstance(value, JITFunction) else repr(value)
 
     key = (id(kernel), cap, tuple((t, constant(v)) for t, v in types), repr(sorted(rest.items())))
-    if key not in _cache:
+    found = _cache.pop(key, None)
+    if found is None:
         parsed, signature, constants, attributes = kernel._pack_args(
             backend, given, bound, types, rest
         )
@@ -79,8 +81,11 @@ def compile_triton(
         compiled = compile(source, target=target, options=parsed.__dict__)
         passed = tuple(k for k, (t, _) in enumerate(types[: len(args)]) if t != "constexpr")
         # the source is kept, so that no id in a key is ever used again
-        _cache[key] = Built(compiled, PTXModule(compiled.asm["ptx"]), passed), source
-    return _cache[key][0]
+        found = Built(compiled, PTXModule(compiled.asm["ptx"]), passed), source
+    _cache[key] = found
+    if len(_cache) > KEPT:
+        del _cache[next(iter(_cache))]
+    return found[0]
 
 
 def run_triton(
