@@ -652,6 +652,7 @@ class Losses:
         self._check_gradient(result.numpy(), scale)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("shape", CE_SHAPES, ids=str)
 @pytest.mark.parametrize("case", CE_CASES)
 def test_cross_entropy(executor, case, shape, dtype):
@@ -785,6 +786,7 @@ NO_SHARE = {  # the last class weighs nothing, or its probability is 0: (target,
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("n", (3, 5003))
 @pytest.mark.parametrize("case", NO_SHARE)
 def test_a_class_without_a_share_counts_for_nothing(executor, case, n, dtype):

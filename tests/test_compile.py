@@ -17,14 +17,12 @@ from tests.bounds import DTYPES
 from tests.calls import calls
 from tests.sass import assemble
 
-# All of these; those that take minutes in all are slow: the rest of the tests executes what is
-# compiled for 9.0, and Triton takes ten times as long as NVRTC.
+# All of these take minutes: the rest of the tests executes what is compiled for 9.0.
 TARGETS = [
-    pytest.param(name, dtype, capability, marks=() if quick else pytest.mark.slow)
+    pytest.param(name, dtype, capability, marks=pytest.mark.slow)
     for name in ("cupy-ptx", "triton-ptx")
     for dtype in DTYPES
     for capability in (80, 90, 100, 120)
-    for quick in [(name, capability, dtype) == ("cupy-ptx", 90, "bfloat16")]
 ]
 # Bytes of stack that a thread may have. What fits its registers elsewhere lacks some there, and
 # with larger ones a multiprocessor would have room for a block less, which costs more.

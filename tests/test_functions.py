@@ -711,9 +711,11 @@ def infinite_rows(n: int, dtype: str) -> Array:
 
 
 # 70,001 does not fit into a block of a GPU, 300,000 not into a piece of the NumPy executor.
-LENGTHS = [(n, dtype) for n in (2, 1027) for dtype in DTYPES]
-LENGTHS += [(70_001, "bfloat16"), (70_001, "float32"), (300_000, "float32")]
-SLOW = [(70_001, "float16"), (70_001, "float64"), (300_000, "bfloat16"), (300_000, "float64")]
+LENGTHS = [*((2, dtype) for dtype in DTYPES), (1027, "float16"), (70_001, "bfloat16")]
+LENGTHS += [(300_000, "float32")]
+SLOW = [
+    (n, dtype) for n in (1027, 70_001, 300_000) for dtype in DTYPES if (n, dtype) not in LENGTHS
+]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ KERNELS = Path(__file__).parent.parent / "kernels"
 PTX = ("cupy-ptx", "triton-ptx")
 
 
-QUICK = ("bfloat16", "float32")
-CASES = [pytest.param(d, marks=() if d in QUICK else pytest.mark.slow) for d in DTYPES]
+CASES = [pytest.param(d, marks=() if d == "float32" else pytest.mark.slow) for d in DTYPES]
 
 
 @pytest.mark.parametrize("dtype", CASES)

@@ -369,8 +369,14 @@ def test_small_scores(lib, shape, axis):
 
 
 # 20,000 is cut into pieces by a GPU, 300,000 by NumPy
-@pytest.mark.parametrize("n", [257, 1027, 20_000, 300_000])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "n"),
+    [
+        pytest.param(kind, n, marks=() if k == j % 2 else pytest.mark.slow)
+        for k, kind in enumerate(KINDS)
+        for j, n in enumerate((257, 1027, 20_000, 300_000))
+    ],
+)
 def test_long_rows(lib, kind, n):
     if n > 50_000 and lib.name in ("numpy-in-pieces", "interpreter"):
         pytest.skip("what a long row would show, a short one in small pieces does")

@@ -7,11 +7,15 @@ imported only here, when a function is called.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -39,9 +43,12 @@ def _runtime_headers() -> list[str]:
     return [f"-I{p}" for p in found if os.path.isdir(p)]
 
 
+KEPT = Path(__file__).parents[2] / ".pytest_cache" / "ptx"
+
+
 @cache
 def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str:
-    """CUDA C++ to PTX with CuPy's compiler options.
+    """CUDA C++ to PTX with CuPy's compiler options; kept on disk for other processes.
 
     CuPy appends -ftz=true after the caller's options, and NVRTC obeys the last one: so here too.
     """
@@ -49,7 +56,13 @@ def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str
     from cupy_backends.cuda.libs import nvrtc
 
     given = core.assemble_cupy_compiler_options(options)
-    flags = (f"-arch=compute_{arch}", *given, *_runtime_headers(), "-ftz=true")
+    headers = _runtime_headers()
+    flags = (f"-arch=compute_{arch}", *given, *headers, "-ftz=true")
+    ages = [os.stat(folder.removeprefix("-I")).st_mtime_ns for folder in headers]
+    key = repr((nvrtc.getVersion(), ages, flags, source))
+    kept = KEPT / hashlib.sha256(key.encode()).hexdigest()
+    with suppress(OSError):
+        return kept.read_text()
     program = nvrtc.createProgram(source, "k.cu", [], [])
     try:
         nvrtc.compileProgram(program, flags)
@@ -58,7 +71,13 @@ def nvrtc_ptx(source: str, arch: int = 80, options: tuple[str, ...] = ()) -> str
         raise RuntimeError(nvrtc.getProgramLog(program)) from e
     finally:
         nvrtc.destroyProgram(program)
-    return (made.decode() if isinstance(made, bytes) else made).rstrip("\0")
+    ptx = (made.decode() if isinstance(made, bytes) else made).rstrip("\0")
+    with suppress(OSError):  # where nothing can be written, nothing is kept
+        KEPT.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=KEPT, delete=False) as file:
+            file.write(ptx)
+        os.replace(file.name, kept)
+    return ptx
 
 
 @lru_cache(64)  # megabytes each
