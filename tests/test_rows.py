@@ -36,6 +36,9 @@ from tests.test_backends import (
 from tests.truth import Array
 
 
+pytestmark = pytest.mark.every  # each case is another regime's, and the slow ones are marked
+
+
 @pytest.fixture(params=executors("cupy-ptx", "cupy-cuda"))
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Executor:
     return harness.make(request.param, monkeypatch)

@@ -32,6 +32,9 @@ from tests.truth import Array
 TABLE = "Triton's rows: bytes moved ÷ needed by reads and by writes, sectors used"
 
 
+pytestmark = pytest.mark.every  # each case is another regime's, and the slow ones are marked
+
+
 @pytest.fixture(params=executors("triton-ptx"))
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Executor:
     return harness.make(request.param, monkeypatch)
