@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
     (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. PTX's
     interpreter and Triton's run every third case of one dtype, and of each other (of tests marked
-    `many`, of this one too) every twelfth, other ones for each: compiling takes long there, and
-    Python here.
+    `many`, of this one too) every twelfth, other ones for each; and of tests of a library every
+    third: compiling takes long there, and Python here.
     """
     interpreters = ("-ptx", "-interpreter")
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -45,6 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             often = dtype == "float32" and not item.get_closest_marker("many")
             step = 3 if often else 12
             quick = seen[kind] % step == list(DTYPES).index(dtype) * 3 % step
+            seen[kind] += 1
+        elif str(params.get("lib", "")).endswith(interpreters):
+            kind = (item.location[2].partition("[")[0], params["lib"], "")
+            quick = seen[kind] % 3 == 0
             seen[kind] += 1
         else:
             quick = True

@@ -25,7 +25,7 @@ from tests import harness
 pytestmark = pytest.mark.timed
 
 CALLS = 100  # in a sample: short, so that some samples meet no neighbour
-SAMPLES = 200
+SAMPLES = 100
 
 
 def microseconds(call: Callable[[], object]) -> float:

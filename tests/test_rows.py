@@ -35,7 +35,6 @@ from tests.test_backends import (
 )
 from tests.truth import Array
 
-
 pytestmark = pytest.mark.every  # each case is another regime's, and the slow ones are marked
 
 
