@@ -42,7 +42,7 @@ $(PY) -m ruff format --check
 $(PY) -m mypy --strict gpuact
 endef
 
-.PHONY: help test test-slow test-gpu lint bench clean
+.PHONY: help test test-slow test-deep test-gpu lint bench clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -50,13 +50,17 @@ help:  ## print this list
 
 test: say-test $(TEST)  ## the tests (all but the slow ones), Triton's interpreter, then lint
 	$(PYTEST) $(ARGS)
-	$(INTERPRET) -m "interpreter and not slow and not timed" $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
+	$(INTERPRET) -m "interpreter and not (slow or deep or timed)" $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
 	$(TIMED) $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
 	$(LINT)
 
 test-slow: say-test $(TEST)  ## the tests that are too slow for make test
 	$(INTERPRET) -m "interpreter and slow" $(ARGS) $(MAYBE_NONE)
 	$(PYTEST) -m "slow and not interpreter" $(ARGS) $(MAYBE_NONE)
+
+test-deep: say-test $(TEST)  ## the whole products of cases and dtypes, of which those run a part
+	$(INTERPRET) -m "interpreter and deep" $(ARGS) $(MAYBE_NONE)
+	$(PYTEST) -m "deep and not interpreter" $(ARGS) $(MAYBE_NONE)
 
 test-gpu: say-test $(TEST)  ## the tests that need a GPU; without one they fail
 	GPUACT_REQUIRE_GPU=1 $(PYTEST) -m gpu $(ARGS)

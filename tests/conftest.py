@@ -28,32 +28,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
-    (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. PTX's
-    interpreter and Triton's run every third case of one dtype, and of each other (of tests marked
-    `many`, of this one too) every twelfth, other ones for each; and of tests of a library every
-    third: compiling takes long there, and Python here.
+    (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. Compiling
+    takes long for PTX's interpreter and Triton's, and Python in them. They run every third case of
+    one dtype, and of each other (of tests marked `many`, of this one too) every twelfth, other ones
+    for each; of what they leave out of those others, two of three are not `slow` but `deep`, the
+    whole products. Of tests of a library they run every third.
     """
     interpreters = ("-ptx", "-interpreter")
     seen: Counter[tuple[str, str, str]] = Counter()
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         dtype = params.get("dtype", "float32")
+        executor, lib = str(params.get("executor", "")), str(params.get("lib", ""))
+        left_out = "slow"
         if item.get_closest_marker("cuda"):
-            quick = dtype == "float32" and params.get("lib") not in CROSSED
-        elif str(params.get("executor", "")).endswith(interpreters) and dtype in DTYPES:
-            kind = (item.location[2].partition("[")[0], params["executor"], dtype)
+            quick = dtype == "float32" and lib not in CROSSED
+        elif executor.endswith(interpreters) and dtype in DTYPES:
+            kind = (item.location[2].partition("[")[0], executor, dtype)
             often = dtype == "float32" and not item.get_closest_marker("many")
             step = 3 if often else 12
             quick = seen[kind] % step == list(DTYPES).index(dtype) * 3 % step
+            left_out = "slow" if often or seen[kind] % 3 == 1 else "deep"
             seen[kind] += 1
-        elif str(params.get("lib", "")).endswith(interpreters):
-            kind = (item.location[2].partition("[")[0], params["lib"], "")
+        elif lib.endswith(interpreters):
+            kind = (item.location[2].partition("[")[0], lib, "")
             quick = seen[kind] % 3 == 0
             seen[kind] += 1
         else:
             quick = True
-        if not (quick or item.get_closest_marker("every")):
-            item.add_marker("slow")
+        chosen = map(item.get_closest_marker, ("every", "slow", "deep"))
+        if not (quick or any(chosen)):
+            item.add_marker(left_out)
         if item.get_closest_marker("cuda") and not item.get_closest_marker("slow"):
             item.add_marker("gpu")
 

@@ -689,7 +689,10 @@ def slow_but(*quick: Any, of: Sequence[Any]) -> list[Any]:
 
 @noisy
 @pytest.mark.many
-@pytest.mark.parametrize("n", slow_but(37, of=(37, 1000, 5003)))
+@pytest.mark.parametrize(
+    "n",
+    [37, pytest.param(1000, marks=pytest.mark.deep), pytest.param(5003, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("case", CAPPED)
 def test_losses_where_hardware_is_as_inexact_as_documented(executor, case, n, dtype):
     for seed, cap in enumerate(({}, CAPS["both"], CAPS["softcap"])):
@@ -706,7 +709,15 @@ def awkward_logits(n: int, dtype: str, case: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("shape", slow_but((4, 37, 1), of=((4, 37, 1), (2, 10, 3), (2, 1033, 1))))
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (4, 37, 1),
+        pytest.param((2, 10, 3), marks=pytest.mark.deep),
+        pytest.param((2, 1033, 1), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("case", CAPPED)
 def test_z_loss_and_softcap(executor, case, shape, dtype):
     for cap in ({}, *CAPS.values()):

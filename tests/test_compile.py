@@ -17,12 +17,13 @@ from tests.bounds import DTYPES
 from tests.calls import calls
 from tests.sass import assemble
 
-# All of these take minutes: the rest of the tests executes what is compiled for 9.0.
+# Each of these takes minutes; the rest of the tests executes what is compiled for 9.0. Where all
+# are too many, each dtype and each GPU comes once.
 TARGETS = [
-    pytest.param(name, dtype, capability, marks=pytest.mark.slow)
+    pytest.param(name, dtype, capability, marks=pytest.mark.slow if j == k else pytest.mark.deep)
     for name in ("cupy-ptx", "triton-ptx")
-    for dtype in DTYPES
-    for capability in (80, 90, 100, 120)
+    for j, dtype in enumerate(DTYPES)
+    for k, capability in enumerate((80, 90, 100, 120))
 ]
 # Bytes of stack that a thread may have. What fits its registers elsewhere lacks some there, and
 # with larger ones a multiprocessor would have room for a block less, which costs more.
