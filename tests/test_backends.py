@@ -718,7 +718,7 @@ def awkward_logits(n: int, dtype: str, case: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("case", CAPPED)
+@pytest.mark.parametrize("case", slow_but("smoothing and weight", of=CAPPED))
 def test_z_loss_and_softcap(executor, case, shape, dtype):
     for cap in ({}, *CAPS.values()):
         options = CE_CASES[case] | cap

@@ -712,7 +712,6 @@ def infinite_rows(n: int, dtype: str) -> Array:
 
 # 70,001 does not fit into a block of a GPU, 300,000 not into a piece of the NumPy executor.
 LENGTHS = [*((2, dtype) for dtype in DTYPES), (1027, "float16"), (70_001, "bfloat16")]
-LENGTHS += [(300_000, "float32")]
 SLOW = [
     (n, dtype) for n in (1027, 70_001, 300_000) for dtype in DTYPES if (n, dtype) not in LENGTHS
 ]

@@ -251,7 +251,7 @@ def same_bits(executor: Executor, formula: str, n: int, dtype: str, count: int) 
     )
 
 
-CASES = [(FORMULAS[k % 4], n) for k, n in enumerate(LENGTHS)]
+CASES = [(FORMULAS[k % 4], n) for k, n in enumerate(LENGTHS[1::2])]
 
 
 @pytest.mark.parametrize(("formula", "n"), CASES)
@@ -412,7 +412,7 @@ def test_the_same_bits_of_losses_of_long_rows(executor, asked, n):
 FORCED = ((1, 3), (40, 5), (2500, 1))  # n of awkward rows, and how many beside each other
 
 
-@pytest.mark.parametrize("n", slow_but(100, 9000, of=(5, 100, 700, 9000)))
+@pytest.mark.parametrize("n", slow_but(700, of=(5, 100, 700, 9000)))
 def test_awkward_rows_in_every_regime(executor, n, monkeypatch):
     x = awkward_rows(n, "float32")
     for regime in able(4 * n):

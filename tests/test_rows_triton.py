@@ -25,7 +25,6 @@ from tests.test_backends import (
     row_operands,
     run_losses,
     run_rows,
-    slow_but,
 )
 from tests.truth import Array
 
@@ -407,8 +406,14 @@ MASKS: dict[str, Callable[[int, str], Array | None]] = {
 
 
 @both_executors
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("n", slow_but(1033, of=(5, 64, 1033)))
+@pytest.mark.parametrize(
+    ("n", "mask"),
+    [
+        pytest.param(n, mask, marks=() if k % 3 == j else pytest.mark.slow)
+        for j, n in enumerate((5, 64, 1033))
+        for k, mask in enumerate(MASKS)
+    ],
+)
 def test_scores(executor, mask, n):
     for dtype, inner in (("bfloat16", 1), ("float32", 1), ("float32", 3)):
         x = normal((12, n), dtype)
