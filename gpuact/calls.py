@@ -519,6 +519,8 @@ def _scores(
             f"causal: came with axis {axes} of x of {x.ndim} dimensions, allowed is the last axis "
             "of two at least: row i along the axis before it takes part up to column i"
         )
+    if causal and x.shape[-1] >= 2**31:  # how far behind its own a column is has 32 bits
+        raise ValueError(f"causal: came with {x.shape[-1]} columns, allowed are up to 2^31 - 1")
     if scale == 1.0 and mask is None and not causal and not zero:
         return None
     return Scores(scale, mask, x.shape[-2] if causal else 0, zero)

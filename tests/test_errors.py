@@ -195,6 +195,11 @@ CASES: dict[str, Case] = {
         r"dy: shape \(3,\) came, x has \(2, 3\)",
     ),
     # parameters
+    "causal rows of 2^31": (
+        lambda out: gpuact.softmax(np.broadcast_to(X[0, 0], (1, 2**31)), causal=True),
+        ValueError,
+        r"causal: came with 2147483648 columns, allowed are up to 2\^31 - 1",
+    ),
     "scale too large for a float": (
         lambda out: gpuact.softmax(X, scale=10**400, out=out),
         ValueError,

@@ -839,14 +839,15 @@ class Rows:
 
 @cache
 def _clusters(device: int) -> bool:
-    """Whether blocks can share rows: of GPUs from 9.0 on, by Triton from 3.7 on."""
+    """Whether blocks can share rows: by Triton from 3.7 on, of GPUs from 9.0 on, but not from 12.0
+    on, whose blocks have less shared memory than Triton takes for it."""
     import torch
     import triton
 
     version = tuple(map(int, triton.__version__.split(".")[:2]))
     if device < 0 or triton.knobs.runtime.interpret or version < (3, 7):
         return False
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+    return (9, 0) <= torch.cuda.get_device_capability(device) < (12, 0)
 
 
 def _rows_key(name: Any, arrays: Sequence[Tensor | None], more: tuple[Any, ...]) -> Any:

@@ -201,7 +201,7 @@ def columns(
     base, length, part, exists, BLOCK: tl.constexpr, PARTS: tl.constexpr, PACK: tl.constexpr
 ):
     """Columns of a tile, counted from `base` in the body, and which exist; no pack is cut."""
-    left = tl.minimum(tl.maximum(length - base, 0), BLOCK * PARTS).to(tl.int32) // PACK * PACK
+    left = tl.minimum(length - base, BLOCK * PARTS).to(tl.int32) // PACK * PACK
     j = part * BLOCK + tl.arange(0, BLOCK)[None, :]
     return j, exists & (j < left)
 

@@ -60,7 +60,7 @@ def scored(
         else:
             v = v + there.to(DTYPE)
     if CAUSAL:
-        exists = exists & (j < tl.minimum(tl.maximum(limit - base, 0), 1 << 30).to(tl.int32))
+        exists = exists & (j < tl.minimum(limit - base, 1 << 30).to(tl.int32))
     if SCALED or CAUSAL or mask is not None:
         v = tl.where(exists, v, -float("inf"))
     return v
