@@ -121,10 +121,11 @@ class Arrays:
         if self.alignment != LARGE:
             flat = _normal(count + behind, self.dtype)[behind:]
             return executor.place(_in_order(flat, self.shape, self.layout))
-        memory = np.empty(count, named(self.dtype))  # takes no room as long as nobody writes there
+        memory = native = np.empty(count, named(self.dtype))  # takes no room, as a copy would
+        if executor.family == "triton":
+            native = executor.copy(memory[:0]).new_empty(count)
         x = _in_order(memory, self.shape, self.layout)
         steps = tuple(s // x.itemsize for s in x.strides)
-        native = executor.copy(memory) if executor.family == "triton" else memory  # from_numpy
         native = executor.view(native, self.shape, steps, 0)
         return Placed(executor, native, memory, memory, self.shape, steps, 0)
 
