@@ -29,7 +29,6 @@ TARGETS = [
 # with larger ones a multiprocessor would have room for a block less, which costs more.
 STACK = {
     ("cupy-ptx", 120): 16,  # short rows, and losses with weights or in clusters
-    ("triton-ptx", 100): 32,  # a row over a cluster, 64 values a thread or eight rows
 }
 USAGE = re.compile(
     r"Function properties for (\S+)\s+"

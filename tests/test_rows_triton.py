@@ -6,6 +6,7 @@ interpreter takes seconds for those. What a regime does is tested with rows as s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpuact.scores import Scores
 from tests import bounds, harness, truth
 from tests.bounds import DTYPES, FORMATS, check
 from tests.harness import Executor, executors
+from tests.ptxrun import tritonrun
 from tests.test_backends import (
     CE_CASES,
     ROW_FORMULAS,
@@ -182,6 +184,40 @@ def test_columns_that_lie_together_between_rows(executor, regimes, monkeypatch, 
             losses.forward()
             losses.backward(alias=True)
             losses.with_grad(alias=True)
+
+
+@pytest.mark.parametrize("shape", ((1, 6001, 1), (1, 70001, 1), (1, 1100, 64)), ids=str)
+@pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
+def test_values_stay_with_the_threads_that_load_them(monkeypatch, dtype, shape):
+    """Only ends, and what there is once for a row, are laid out anew, through shared memory."""
+    built, compile_triton = [], tritonrun.compile_triton
+
+    def spy(*args: Any, **options: Any) -> tritonrun.Built:
+        built.append(compile_triton(*args, **options))
+        return built[-1]
+
+    monkeypatch.setattr(tritonrun, "compile_triton", spy)
+    executor = harness.make("triton-ptx", monkeypatch, run=False)
+    backend = executor.backend
+    x = executor.place(np.ones(shape, DTYPES[dtype])).native
+    for formula in ROW_FORMULAS:
+        arrays = (x, x) if formula.endswith("_backward") else (x,)
+        backend.rows(formula, arrays, x, None, executor.empty)
+    each = np.ones(shape[::2], np.float32)
+    scale, loss, lse = (executor.place(each).native for _ in range(3))
+    target = executor.place(each.astype(np.int64)).native
+    how = {"ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0, "softcap": 0.0}
+    how |= {"empty": executor.empty}
+    backend.cross_entropy(x, target, None, loss, lse, **how)
+    backend.cross_entropy_backward(scale, x, target, None, lse, x, **how)
+    backend.cross_entropy_with_grad(scale, x, target, None, loss, x, **how)
+    for launch in executor.launches:
+        launch.ptx(harness.TARGET)
+    assert len(built) >= len(ROW_FORMULAS) + 3
+    for each in (b.compiled for b in built):
+        moved = re.findall(r"convert_layout .*: tensor<\d+x(\d+)x", each.asm["ttgir"])
+        ends = 32 * each.metadata.num_warps if shape[2] == 1 else 1
+        assert {int(width) for width in moved} <= {1, ends}, each.metadata.name
 
 
 @pytest.mark.parametrize("dtype", ("bfloat16", "float32"))

@@ -81,15 +81,13 @@ def hit(y, base, reach):
 
 @triton.jit
 def weighted_target(
-    target, y, own, weight, base, c, mask, keep, share,
+    target, y, weight, base, c, mask, keep, share,
     PROBABILITIES: tl.constexpr, SMOOTHING: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """q = w·Y' at the columns base + c, 0 where there is no column; y counts from base, too.
 
-    target: pointers to probabilities; own: the weight of class y.
+    target: pointers to probabilities.
     """
-    if not PROBABILITIES and not SMOOTHING:
-        return tl.where(c == y, own, 0.0)
     if PROBABILITIES:
         p = tl.load(target, mask=mask, other=0.0).to(DTYPE)
     else:
@@ -99,6 +97,12 @@ def weighted_target(
     if weight is not None:
         weight += base
     return tl.where(mask, p * class_weight(weight, c, mask, DTYPE), 0.0)
+
+
+@triton.jit
+def one_class(y, own, c):
+    """q where it takes no sum, at the columns c: the weight of class y there."""
+    return tl.where(c == y, own, 0.0)
 
 
 @triton.jit
@@ -234,23 +238,29 @@ def cross_entropy(
     target += o * t_outer + i * t_inner
     y, ignored, valid = label(target, exists, n, ignore_index, PROBABILITIES)
     valid = valid & exists
+    here = hit(y, 0, n)
+    if loss is None:
+        m = tl.load(lse + o * inner + i, mask=exists, other=0.0).to(DTYPE)
+    if dlogits is not None:
+        dloss = tl.load(scale + o * s_outer + i * s_inner, mask=exists, other=0.0).to(DTYPE)
     start, length = span(head + o * z_outer + i * z_inner, tl.full((), n, tl.int32), PACK, EDGE)
-    j, inside = columns(0, length, part, exists, BLOCK, PARTS, PACK)
-    v = tl.load(at(logits, start * z_n, j, z_n, PACK, BESIDE), mask=inside, other=-inf).to(DTYPE)
-    z = capped(v, inside, cap, inverse, CAPPED, DTYPE)
-    here = hit(y, start, length)
     own = tl.full((), 1.0, DTYPE) if SUMS else class_weight(weight, y, valid, DTYPE)
-    q = weighted_target(
-        at(target, start * t_n, j, t_n, T_PACK, T_BESIDE), here, own,
-        weight, start, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
-    )  # fmt: skip
     if EDGE:
         c, cut = ends(start, length, n, part, exists, LANES, EDGE)
         w = tl.load(logits + c, mask=cut, other=-inf).to(DTYPE)
         z_cut = capped(w, cut, cap, inverse, CAPPED, DTYPE)
-        q_cut = weighted_target(
-            target + c.to(tl.int64) * t_n, y, own, weight,
-            0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
+        if SUMS:
+            q_cut = weighted_target(
+                target + c.to(tl.int64) * t_n, here, weight,
+                0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
+            )  # fmt: skip
+    j, inside = columns(0, length, part, exists, BLOCK, PARTS, PACK)
+    v = tl.load(at(logits, start * z_n, j, z_n, PACK, BESIDE), mask=inside, other=-inf).to(DTYPE)
+    z = capped(v, inside, cap, inverse, CAPPED, DTYPE)
+    if SUMS:
+        q = weighted_target(
+            at(target, start * t_n, j, t_n, T_PACK, T_BESIDE), here - start,
+            weight, start, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
         )  # fmt: skip
     if loss is None:
         mass = whole_mass(y, valid, weight, n, keep, share, SMOOTHING, DTYPE)
@@ -258,7 +268,6 @@ def cross_entropy(
             mass = total(q)
             if EDGE:
                 mass += total(q_cut)
-        m = tl.load(lse + o * inner + i, mask=exists, other=0.0).to(DTYPE)
         log_sum = m
         r = tl.full((), 1.0, DTYPE)
     else:
@@ -280,7 +289,7 @@ def cross_entropy(
             mass = own
             far = own
             if ROWS > 1 and PARTS == 1:
-                z_y = total(tl.where(j == here, z, 0.0))
+                z_y = total(tl.where(j == here - start, z, 0.0))
             else:
                 z_y = of_class(logits, z_n, y, valid, cap, inverse, CAPPED, LANES, DTYPE)
         r = 1.0 / s
@@ -306,8 +315,11 @@ def cross_entropy(
         # dlogits may be logits: what is above has been read before what is below is written.
         tl.debug_barrier()
         dlogits += o * d_outer + i * d_inner
-        dloss = tl.load(scale + o * s_outer + i * s_inner, mask=exists, other=0.0).to(DTYPE)
         r = r * pull(mass, log_sum, z_loss, valid, Z_LOSS, DTYPE)
+        if not SUMS:  # until here it takes no registers
+            q = one_class(here - start, own, j)
+            if EDGE:
+                q_cut = one_class(here, own, c)
         d = gradient(z, m, r, q, dloss, ignored, inverse, CAPPED, DTYPE)
         p = at(dlogits, start * d_n, j, d_n, PACK, BESIDE)
         tl.store(p, rounded(d, dlogits.dtype.element_ty), mask=inside)
@@ -408,7 +420,7 @@ def cross_entropy_chunks(
                 if SUMS:
                     q = weighted_target(
                         at(t_row, base * t_n, j, t_n, T_PACK, T_BESIDE), hit(y, base, BLOCK),
-                        own, weight, base, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
+                        weight, base, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
                     )  # fmt: skip
                     if loss is None:
                         tl.store(scratch + kept + k, total(q))
@@ -432,7 +444,7 @@ def cross_entropy_chunks(
                     tl.store(scratch + plane + kept + chunks, total(exp(z - finite(top))))
                 if SUMS:
                     q = weighted_target(
-                        t_row + c.to(tl.int64) * t_n, y, own,
+                        t_row + c.to(tl.int64) * t_n, y,
                         weight, 0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
                     )  # fmt: skip
                     if loss is None:
@@ -490,10 +502,14 @@ def cross_entropy_chunks(
                     p = at(z_row, base * z_n, j, z_n, PACK, BESIDE)
                     v = tl.load(p, mask=inside, other=-inf, eviction_policy="evict_first")
                     z = capped(v.to(DTYPE), inside, cap, inverse, CAPPED, DTYPE)
-                    q = weighted_target(
-                        at(t_row, base * t_n, j, t_n, T_PACK, T_BESIDE), hit(y, base, BLOCK),
-                        own, weight, base, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
-                    )  # fmt: skip
+                    here = hit(y, base, BLOCK)
+                    if SUMS:
+                        q = weighted_target(
+                            at(t_row, base * t_n, j, t_n, T_PACK, T_BESIDE), here,
+                            weight, base, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
+                        )  # fmt: skip
+                    else:
+                        q = one_class(here, own, j)
                     d = gradient(z, m, r, q, dloss, ignored, inverse, CAPPED, DTYPE)
                     p = at(d_row, base * d_n, j, d_n, PACK, BESIDE)
                     d = rounded(d, dlogits.dtype.element_ty)
@@ -502,10 +518,13 @@ def cross_entropy_chunks(
                     c, cut = ends(start, length, n, 0, exists, LANES, EDGE)
                     w = tl.load(z_row + c, mask=cut, other=-inf).to(DTYPE)
                     z = capped(w, cut, cap, inverse, CAPPED, DTYPE)
-                    q = weighted_target(
-                        t_row + c.to(tl.int64) * t_n, y, own,
-                        weight, 0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
-                    )  # fmt: skip
+                    if SUMS:
+                        q = weighted_target(
+                            t_row + c.to(tl.int64) * t_n, y,
+                            weight, 0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
+                        )  # fmt: skip
+                    else:
+                        q = one_class(y, own, c)
                     d = gradient(z, m, r, q, dloss, ignored, inverse, CAPPED, DTYPE)
                     d = rounded(d, dlogits.dtype.element_ty)
                     tl.store(d_row + c, d, mask=cut)

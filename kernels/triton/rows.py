@@ -10,6 +10,10 @@ Rows that are contiguous but begin anywhere consist of a body, whole packs from 
 on, and of what lies before and behind it. Masks that cut no pack leave accesses wide; the ends are
 a tile of their own, an element for each thread, of which those of two sectors exist.
 
+A row's body is loaded last, after its ends and what there is once for a row: where values of two
+loads meet, Triton lays them out as the later load is, and else it would be the body that moved to
+other threads, through shared memory.
+
 The same bits: how a row is cut, and the order in which a tile adds up, follow from n, inner, dtype
 and, where a row's ends cut packs, the address modulo 32; never from how many rows there are. Chunks
 leave what they know of a row in memory, and whoever finishes the row merges that in one and the
@@ -125,6 +129,9 @@ def geometry(
             rows = min(rows, _power_of_2(inner)) if inner > 1 else rows
             part = block // regime.blocks
             warps = _warps(rows * part * words)
+            if regime.blocks > 1 and side > words == 1:
+                # 64 values a thread, and what it knows of four rows: that once for 128 leaves room.
+                warps = min(warps, 8)
             return Geometry(regime.name, rows, part, regime.blocks, warps, 1, 1)
     chunk = CHUNK // itemsize // held // side
     chunks = -(-n // chunk)

@@ -125,8 +125,11 @@ def softmax(
     offset = mask_offset(row, k2, k3, k4, m_1, m_2, m_3, m_4) if mask is not None else row
     limit = own(row, n, CAUSAL, causal)
     x += o * x_outer + i * x_inner
-    y += o * y_outer + i * y_inner
     start, length = span(head + o * x_outer + i * x_inner, tl.full((), n, tl.int32), PACK, EDGE)
+    if EDGE:
+        c, cut = ends(start, length, n, part, exists, LANES, EDGE)
+        w = tl.load(x + c, mask=cut, other=-inf).to(DTYPE)
+        w = scored(w, 0, c, cut, mask, offset, m_n, scale, limit, SCALED, CAUSAL, 1, DTYPE)
     j, inside = columns(0, length, part, exists, BLOCK, PARTS, PACK)
     seen = inside
     if CAUSAL:
@@ -137,9 +140,6 @@ def softmax(
     v = scored(v, start, j, seen, mask, offset, m_n, scale, limit, SCALED, CAUSAL, M_PACK, DTYPE)
     m = maximum(v)
     if EDGE:
-        c, cut = ends(start, length, n, part, exists, LANES, EDGE)
-        w = tl.load(x + c, mask=cut, other=-inf).to(DTYPE)
-        w = scored(w, 0, c, cut, mask, offset, m_n, scale, limit, SCALED, CAUSAL, 1, DTYPE)
         m = tl.maximum(m, maximum(w))
     f = finite(m)
     s = total(exp(v - f))
@@ -155,6 +155,7 @@ def softmax(
         r = 1.0 / s
     log_s = log(s) if LOG else s
     out = normalised(v, f, top, r, log_s, s == 0, LOG, ZERO)
+    y += o * y_outer + i * y_inner
     store_to = at(y, start * y_n, j, y_n, PACK, BESIDE)
     tl.store(store_to, rounded(out, y.dtype.element_ty), mask=inside)
     if EDGE:
@@ -345,21 +346,22 @@ def softmax_backward(
     o, i, exists, part = place(outer, inner, ROWS, PARTS, BESIDE)
     dy += o * dy_outer + i * dy_inner
     y += o * y_outer + i * y_inner
-    dx += o * dx_outer + i * dx_inner
     start, length = span(head + o * dy_outer + i * dy_inner, tl.full((), n, tl.int32), PACK, EDGE)
+    if EDGE:
+        c, cut = ends(start, length, n, part, exists, LANES, EDGE)
+        h = tl.load(dy + c, mask=cut, other=0.0).to(DTYPE)
+        w = tl.load(y + c, mask=cut, other=0.0).to(DTYPE)
     j, inside = columns(0, length, part, exists, BLOCK, PARTS, PACK)
     g = tl.load(at(dy, start * dy_n, j, dy_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
     v = tl.load(at(y, start * y_n, j, y_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
     s = summed(g, v, inside, LOG)
     if EDGE:
-        c, cut = ends(start, length, n, part, exists, LANES, EDGE)
-        h = tl.load(dy + c, mask=cut, other=0.0).to(DTYPE)
-        w = tl.load(y + c, mask=cut, other=0.0).to(DTYPE)
         s += summed(h, w, cut, LOG)
     if PARTS > 1:
         s, _ = added_parts(s, s, ROWS, PARTS)
         leave()
     out = rounded(gradient(g, v, s, scale, LOG, SCALED, DTYPE), dx.dtype.element_ty)
+    dx += o * dx_outer + i * dx_inner
     tl.store(at(dx, start * dx_n, j, dx_n, PACK, BESIDE), out, mask=inside)
     if EDGE:
         out = rounded(gradient(h, w, s, scale, LOG, SCALED, DTYPE), dx.dtype.element_ty)
