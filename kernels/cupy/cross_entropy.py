@@ -47,6 +47,7 @@ def operation(
         0 if (asked, kind) == ("GRADIENT", "ONE_CLASS") else 4,
         finishes=asked != "LOSS",
         registers=255 if probabilities else 128,
+        scarce=kind == "SMOOTHED" and weight is not None and logits.itemsize == 2,
     )
     return found, tuple(view for view in views if view is not None)
 

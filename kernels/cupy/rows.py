@@ -42,12 +42,13 @@ class Device(NamedTuple):
 
     clusters: int  # blocks of a cluster at most
     shared: int  # bytes of shared memory that a block may have
+    more: int = 0  # registers that a thread wants where 168 or 128 just do elsewhere
 
     @classmethod
     def of(cls, capability: int) -> Device:
         large = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}
         clusters = 1 if capability < 90 else 16 if capability in large else 8
-        return cls(clusters, large.get(capability, 99) << 10)
+        return cls(clusters, large.get(capability, 99) << 10, 24 if capability >= 120 else 0)
 
 
 class Regime(NamedTuple):
@@ -121,7 +122,8 @@ class Operation(NamedTuple):
     fields: int  # numbers that a chunk is reduced to; 0: chunks have nothing to do with each other
     finishes: bool = True  # whether it writes an array
     plain: bool = False  # whether half of 128 registers are enough for a thread, or
-    registers: int = 128  # how many it has to have
+    registers: int = 128  # how many it has to have, and
+    scarce: bool = False  # whether they just do
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,13 @@ class Plan(NamedTuple):
         """What a thread may have: more of them, or room for another block."""
         operation, rows = self
         if name == "short_rows":
-            return 168
+            return 168 + rows.device.more
         one_array = len(rows.views) == 1 + operation.finishes
         plain = operation.plain and one_array and rows.itemsize < 8 and rows.access() != "APART"
         if plain and name in ("whole_rows", "cluster", "beside"):
             return 80 if threads == 256 else 64
-        return operation.registers if threads == 256 else 128
+        more = rows.device.more if operation.scarce else 0
+        return operation.registers + more if threads == 256 else 128
 
     def launch(
         self,
