@@ -129,8 +129,9 @@ def geometry(
             rows = min(rows, _power_of_2(inner)) if inner > 1 else rows
             part = block // regime.blocks
             warps = _warps(rows * part * words)
-            if regime.blocks > 1 and side > words == 1:
-                # 64 values a thread, and what it knows of four rows: that once for 128 leaves room.
+            if regime.blocks > 1 and side > 1 and held < 4:
+                # What a thread knows of its four or eight rows is there once for twice the values.
+                # With masks or weights it is those that take the registers.
                 warps = min(warps, 8)
             return Geometry(regime.name, rows, part, regime.blocks, warps, 1, 1)
     chunk = CHUNK // itemsize // held // side
@@ -317,7 +318,7 @@ def posted(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def fetched(box, PART: tl.constexpr):
+def fetched(box, part):
     """What the block with this part of the rows has posted."""
     return tl.inline_asm_elementwise(
         """{
@@ -325,34 +326,52 @@ def fetched(box, PART: tl.constexpr):
         mapa.shared::cluster.u32 there, $2, $3;
         ld.shared::cluster.v2.f32 {$0, $1}, [there];
         }""",
-        "=f,=f,r,r", [box, tl.full((), PART, tl.int32)], dtype=(tl.float32, tl.float32),
+        "=f,=f,r,r", [box, tl.full((), part, tl.int32)], dtype=(tl.float32, tl.float32),
         is_pure=False, pack=1,
     )  # fmt: skip
 
 
 @triton.jit
-def among_parts(m, s, ROWS: tl.constexpr, PARTS: tl.constexpr):
-    """`joined`, over the blocks of a cluster; `left` has to follow."""
-    box = posted(m, s, ROWS, PARTS)
+def with_part(m, s, box, part):
+    n, t = fetched(box, part)
+    return joined(m, s, n, t)
+
+
+@triton.jit
+def plus_part(a, b, box, part):
+    c, d = fetched(box, part)
+    return a + c, b + d
+
+
+@triton.jit
+def over_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr, JOIN: tl.constexpr):
+    """JOIN over the blocks of a cluster, in their order; `left` has to follow.
+
+    A loop where a thread has several rows: fetched at once, all parts of all of them would take its
+    registers.
+    """
+    box = posted(a, b, ROWS, PARTS)
     meet()
-    m, s = fetched(box, 0)
-    for part in tl.static_range(1, PARTS):
-        n, t = fetched(box, part)
-        m, s = joined(m, s, n, t)
-    return m, s
+    a, b = fetched(box, 0)
+    if ROWS == 1:
+        for part in tl.static_range(1, PARTS):
+            a, b = JOIN(a, b, box, part)
+    else:
+        for part in range(1, PARTS):
+            a, b = JOIN(a, b, box, part)
+    return a, b
+
+
+@triton.jit
+def among_parts(m, s, ROWS: tl.constexpr, PARTS: tl.constexpr):
+    """`joined`, over the blocks of a cluster."""
+    return over_parts(m, s, ROWS, PARTS, with_part)
 
 
 @triton.jit
 def added_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr):
-    """Sums over the blocks of a cluster, as `among_parts`."""
-    box = posted(a, b, ROWS, PARTS)
-    meet()
-    a, b = fetched(box, 0)
-    for part in tl.static_range(1, PARTS):
-        c, d = fetched(box, part)
-        a += c
-        b += d
-    return a, b
+    """Sums over the blocks of a cluster."""
+    return over_parts(a, b, ROWS, PARTS, plus_part)
 
 
 @triton.jit
