@@ -189,7 +189,7 @@ def test_columns_that_lie_together_between_rows(executor, regimes, monkeypatch, 
 @pytest.mark.parametrize("shape", ((1, 6001, 1), (1, 70001, 1), (1, 1100, 64)), ids=str)
 @pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
 def test_values_stay_with_the_threads_that_load_them(monkeypatch, dtype, shape):
-    """Only ends, and what there is once for a row, are laid out anew, through shared memory."""
+    """Only ends, and what there is once for a row or a chunk, are laid out anew."""
     built, compile_triton = [], tritonrun.compile_triton
 
     def spy(*args: Any, **options: Any) -> tritonrun.Built:
@@ -203,9 +203,9 @@ def test_values_stay_with_the_threads_that_load_them(monkeypatch, dtype, shape):
     for formula in ROW_FORMULAS:
         arrays = (x, x) if formula.endswith("_backward") else (x,)
         backend.rows(formula, arrays, x, None, executor.empty)
-    each = np.ones(shape[::2], np.float32)
-    scale, loss, lse = (executor.place(each).native for _ in range(3))
-    target = executor.place(each.astype(np.int64)).native
+    ones = np.ones(shape[::2], np.float32)
+    scale, loss, lse = (executor.place(ones).native for _ in range(3))
+    target = executor.place(ones.astype(np.int64)).native
     how = {"ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0, "softcap": 0.0}
     how |= {"empty": executor.empty}
     backend.cross_entropy(x, target, None, loss, lse, **how)
@@ -214,10 +214,13 @@ def test_values_stay_with_the_threads_that_load_them(monkeypatch, dtype, shape):
     for launch in executor.launches:
         launch.ptx(harness.TARGET)
     assert len(built) >= len(ROW_FORMULAS) + 3
+    widths = set()
     for each in (b.compiled for b in built):
         moved = re.findall(r"convert_layout .*: tensor<\d+x(\d+)x", each.asm["ttgir"])
         ends = 32 * each.metadata.num_warps if shape[2] == 1 else 1
         assert {int(width) for width in moved} <= {1, ends}, each.metadata.name
+        widths.update(moved)
+    assert widths, "the operation has another name"
 
 
 @pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
@@ -316,6 +319,33 @@ def test_passes_and_spread_agree_to_the_bit(executor, monkeypatch, formula, dtyp
             setup(executor, patch, {**NO_CLUSTERS, **changes})
             results.append(run_rows(executor, formula, operands).tobytes())
     assert len(set(results)) == 1
+
+
+# -- classes among the ends of rows ---------------------------------------------------------------
+
+ENDS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "row": (16, 1033, {}),
+    "cluster": (6, 33001, {}),
+    "passes": (6, 33001, {**NO_CLUSTERS, **ONE_SM}),
+}
+
+
+@pytest.mark.parametrize("kind", ("plain", "weight", "smoothing and weight"))
+@pytest.mark.parametrize("case", ENDS)
+def test_a_class_where_a_body_begins_or_ends(executor, regimes, monkeypatch, case, kind):
+    rows, n, changes = ENDS[case]
+    setup(executor, monkeypatch, changes)
+    inputs = ce_inputs((rows, n, 1), "float32", CE_CASES[kind])
+    address = executor.place(inputs["logits"]).native.data_ptr()
+    starts = -(address // 4 + n * np.arange(rows)) % 8  # bodies of whole packs, from a sector on
+    stops = starts + (n - starts) // 4 * 4
+    classes = [stops[0], starts[1] - 1, starts[2], stops[3] - 1, stops[4], n - 1]
+    if rows > 6:
+        classes += [-1, n, 2**40, 7, *starts[10:13] - 1, *stops[13:]]
+        inputs["ignore_index"] = 7
+    inputs["target"] = np.array(classes)[:, None]
+    run_losses(executor, inputs)
+    assert case in regimes
 
 
 # -- traffic --------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class Arrays:
         if self.alignment != LARGE:
             flat = _normal(count + behind, self.dtype)[behind:]
             return executor.place(_in_order(flat, self.shape, self.layout))
-        memory = native = np.empty(count, named(self.dtype))  # takes no room, as a copy would
+        memory = native = np.empty(count, named(self.dtype))  # takes no room, unlike a copy
         if executor.family == "triton":
             native = executor.copy(memory[:0]).new_empty(count)
         x = _in_order(memory, self.shape, self.layout)

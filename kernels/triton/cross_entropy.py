@@ -74,7 +74,7 @@ def capped(v, exists, cap, inverse, CAPPED: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def hit(y, base, reach):
-    """y as a column of a tile that begins at base; -1 if it is none of the tile's."""
+    """y as one of `reach` columns from base on; -1 if it is none of them."""
     y -= base
     return tl.where((y >= 0) & (y < reach), y, -1).to(tl.int32)
 
@@ -101,7 +101,7 @@ def weighted_target(
 
 @triton.jit
 def one_class(y, own, c):
-    """q where it takes no sum, at the columns c: the weight of class y there."""
+    """q of an integer target without smoothing, at the columns c: the weight of class y there."""
     return tl.where(c == y, own, 0.0)
 
 
@@ -124,12 +124,12 @@ def mass_and_distance(q, m, z):
 
 
 @triton.jit
-def whole_mass(y, valid, weight, n, keep, share, SMOOTHING: tl.constexpr, DTYPE: tl.constexpr):
-    """Σ q of rows where it takes no sum."""
+def whole_mass(own, n, keep, share, SMOOTHING: tl.constexpr, DTYPE: tl.constexpr):
+    """Σ q of rows where it takes no sum; own: the weight of class y."""
     if SMOOTHING:
         return tl.full((1, 1), keep + share * n, DTYPE)
     else:
-        return class_weight(weight, y, valid, DTYPE)
+        return own
 
 
 @triton.jit
@@ -255,15 +255,15 @@ def cross_entropy(
                 0, c, cut, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
             )  # fmt: skip
     j, inside = columns(0, length, part, exists, BLOCK, PARTS, PACK)
-    v = tl.load(at(logits, start * z_n, j, z_n, PACK, BESIDE), mask=inside, other=-inf).to(DTYPE)
+    v = tl.load(at(logits, start, j, z_n, PACK, BESIDE), mask=inside, other=-inf).to(DTYPE)
     z = capped(v, inside, cap, inverse, CAPPED, DTYPE)
     if SUMS:
         q = weighted_target(
-            at(target, start * t_n, j, t_n, T_PACK, T_BESIDE), here - start,
+            at(target, start, j, t_n, T_PACK, T_BESIDE), here - start,
             weight, start, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
         )  # fmt: skip
     if loss is None:
-        mass = whole_mass(y, valid, weight, n, keep, share, SMOOTHING, DTYPE)
+        mass = whole_mass(own, n, keep, share, SMOOTHING, DTYPE)
         if ADDED:
             mass = total(q)
             if EDGE:
@@ -316,12 +316,12 @@ def cross_entropy(
         tl.debug_barrier()
         dlogits += o * d_outer + i * d_inner
         r = r * pull(mass, log_sum, z_loss, valid, Z_LOSS, DTYPE)
-        if not SUMS:  # until here it takes no registers
+        if not SUMS:  # formed here, q takes no registers before
             q = one_class(here - start, own, j)
             if EDGE:
                 q_cut = one_class(here, own, c)
         d = gradient(z, m, r, q, dloss, ignored, inverse, CAPPED, DTYPE)
-        p = at(dlogits, start * d_n, j, d_n, PACK, BESIDE)
+        p = at(dlogits, start, j, d_n, PACK, BESIDE)
         tl.store(p, rounded(d, dlogits.dtype.element_ty), mask=inside)
         if EDGE:
             d = gradient(z_cut, m, r, q_cut, dloss, ignored, inverse, CAPPED, DTYPE)
@@ -411,7 +411,7 @@ def cross_entropy_chunks(
                 top = tl.zeros([ROWS, 1], DTYPE)
                 z = top
                 if loss is not None:
-                    p = at(z_row, base * z_n, j, z_n, PACK, BESIDE)
+                    p = at(z_row, base, j, z_n, PACK, BESIDE)
                     v = tl.load(p, mask=inside, other=-inf).to(DTYPE)
                     z = capped(v, inside, cap, inverse, CAPPED, DTYPE)
                     top = maximum(z)
@@ -419,7 +419,7 @@ def cross_entropy_chunks(
                     tl.store(scratch + plane + kept + k, total(exp(z - finite(top))))
                 if SUMS:
                     q = weighted_target(
-                        at(t_row, base * t_n, j, t_n, T_PACK, T_BESIDE), hit(y, base, BLOCK),
+                        at(t_row, base, j, t_n, T_PACK, T_BESIDE), hit(y, base, BLOCK),
                         weight, base, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
                     )  # fmt: skip
                     if loss is None:
@@ -429,8 +429,8 @@ def cross_entropy_chunks(
                         tl.store(scratch + 2 * plane + kept + k, mass)
                         tl.store(scratch + 3 * plane + kept + k, far)
                 else:
-                    here = valid & (y >= base) & (y < base + BLOCK) & (y < start + length)
-                    z_y = of_class(z_row, z_n, y, here, cap, inverse, CAPPED, LANES, DTYPE)
+                    mine = valid & (y >= base) & (y < base + BLOCK) & (y < start + length)
+                    z_y = of_class(z_row, z_n, y, mine, cap, inverse, CAPPED, LANES, DTYPE)
                     tl.store(scratch + 2 * plane + kept + k, z_y)
             if EDGE and low == 0:
                 c, cut = ends(start, length, n, 0, exists, LANES, EDGE)
@@ -454,8 +454,8 @@ def cross_entropy_chunks(
                         tl.store(scratch + 2 * plane + kept + chunks, mass)
                         tl.store(scratch + 3 * plane + kept + chunks, far)
                 else:
-                    here = valid & ((y < start) | (y >= start + length))
-                    z_y = of_class(z_row, z_n, y, here, cap, inverse, CAPPED, LANES, DTYPE)
+                    mine = valid & ((y < start) | (y >= start + length))
+                    z_y = of_class(z_row, z_n, y, mine, cap, inverse, CAPPED, LANES, DTYPE)
                     tl.store(scratch + 2 * plane + kept + chunks, z_y)
         if PHASE == "both":
             tl.debug_barrier()
@@ -463,7 +463,7 @@ def cross_entropy_chunks(
             if ADDED if loss is None else SUMS:
                 mass = added_chunks(scratch + MASS * plane + kept, left_by, ROWS, MERGE)
             else:
-                mass = whole_mass(y, valid, weight, n, keep, share, SMOOTHING, DTYPE)
+                mass = whole_mass(own, n, keep, share, SMOOTHING, DTYPE)
             if loss is None:
                 m = tl.load(lse + o * inner + i, mask=exists, other=0.0).to(DTYPE)
                 log_sum = m
@@ -499,19 +499,19 @@ def cross_entropy_chunks(
                     base = tl.full((), k, tl.int64) * BLOCK
                     j, inside = columns(base, length, 0, exists, BLOCK, 1, PACK)
                     base += start
-                    p = at(z_row, base * z_n, j, z_n, PACK, BESIDE)
+                    p = at(z_row, base, j, z_n, PACK, BESIDE)
                     v = tl.load(p, mask=inside, other=-inf, eviction_policy="evict_first")
                     z = capped(v.to(DTYPE), inside, cap, inverse, CAPPED, DTYPE)
                     here = hit(y, base, BLOCK)
                     if SUMS:
                         q = weighted_target(
-                            at(t_row, base * t_n, j, t_n, T_PACK, T_BESIDE), here,
+                            at(t_row, base, j, t_n, T_PACK, T_BESIDE), here,
                             weight, base, j, inside, keep, share, PROBABILITIES, SMOOTHING, DTYPE,
                         )  # fmt: skip
                     else:
                         q = one_class(here, own, j)
                     d = gradient(z, m, r, q, dloss, ignored, inverse, CAPPED, DTYPE)
-                    p = at(d_row, base * d_n, j, d_n, PACK, BESIDE)
+                    p = at(d_row, base, j, d_n, PACK, BESIDE)
                     d = rounded(d, dlogits.dtype.element_ty)
                     tl.store(p, d, mask=inside, cache_modifier=".cs")
                 if EDGE and low == 0:

@@ -10,9 +10,9 @@ Rows that are contiguous but begin anywhere consist of a body, whole packs from 
 on, and of what lies before and behind it. Masks that cut no pack leave accesses wide; the ends are
 a tile of their own, an element for each thread, of which those of two sectors exist.
 
-A row's body is loaded last, after its ends and what there is once for a row: where values of two
-loads meet, Triton lays them out as the later load is, and else it would be the body that moved to
-other threads, through shared memory.
+In kernels of whole rows the body of x, or of the logits, is loaded after its ends and after what
+there is once for a row. Where values of two loads meet, Triton lays them out as the later load is;
+in the other order it would be the body that moves to other threads, through shared memory.
 
 The same bits: how a row is cut, and the order in which a tile adds up, follow from n, inner, dtype
 and, where a row's ends cut packs, the address modulo 32; never from how many rows there are. Chunks
@@ -30,7 +30,7 @@ from .formulas import INTERPRETED, exp, rounded
 
 SIDE = 128  # bytes beside each other, where the axis is not the last
 TOGETHER = 4096  # bytes of short rows that one program takes, at least: two packs for a thread
-WARPS = {2048: 4, 8192: 8, 32768: 16}  # of 32-bit words in a tile: 16 to 64 for a thread
+WARPS = {2048: 4, 8192: 8, 32768: 16}  # of 32-bit words in a tile: most have 16 to 64 for a thread
 CHUNK = 32768  # bytes of all arrays read: on their way at once, they keep one SM's share busy
 
 
@@ -115,8 +115,9 @@ def geometry(
     """
     words = held * (2 if wide else 1)
     side = min(SIDE // itemsize, _power_of_2(inner))
-    if side > 1 and itemsize != 4:
-        words *= 2  # the addresses of strided packs take as many registers, of four float32 fewer
+    packed = inner % (16 // itemsize) == 0
+    if side > 1 and not (packed and itemsize == 4):
+        words *= 2  # strided addresses take as many registers, those of four float32 fewer
     block = _power_of_2(n)
     for regime in REGIMES:
         short = regime.name == "rows"
@@ -129,9 +130,9 @@ def geometry(
             rows = min(rows, _power_of_2(inner)) if inner > 1 else rows
             part = block // regime.blocks
             warps = _warps(rows * part * words)
-            if regime.blocks > 1 and side > 1 and held < 4:
+            if regime.blocks > 1 and side > 1 and held < 4 and packed:
                 # What a thread knows of its four or eight rows is there once for twice the values.
-                # With masks or weights it is those that take the registers.
+                # With masks, smoothing or probabilities it is those that take the registers.
                 warps = min(warps, 8)
             return Geometry(regime.name, rows, part, regime.blocks, warps, 1, 1)
     chunk = CHUNK // itemsize // held // side
@@ -215,17 +216,33 @@ def columns(
 
 
 @triton.jit
-def at(array, offset, j, step, PACK: tl.constexpr, BESIDE: tl.constexpr):
-    """Pointers to a tile: PACK columns, or BESIDE rows, lie at a multiple of their size."""
+def nothing():
+    """0, of which the compiler does not know that."""
+    if INTERPRETED:
+        return 0
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b64 $0, 0;", "=l", [], dtype=tl.int64, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def at(array, base, j, step, PACK: tl.constexpr, BESIDE: tl.constexpr):
+    """Pointers to columns base + j: PACK of them, or BESIDE rows, lie at a multiple of their size.
+
+    Where columns are apart, a compiler that saw through it would keep a pointer to each, at two
+    registers each, and have a loop over chunks step them on.
+    """
     size: tl.constexpr = array.dtype.element_ty.primitive_bitwidth // 8
     if PACK > 1:
         aligned: tl.constexpr = PACK * size if PACK * size < 16 else 16
-        return tl.multiple_of(array + offset + j, [1, aligned])
-    elif BESIDE > 1:
-        side_aligned: tl.constexpr = BESIDE * size if BESIDE * size < 16 else 16
-        return tl.multiple_of(array + offset + j.to(tl.int64) * step, [side_aligned, 1])
+        return tl.multiple_of(array + base * step + j, [1, aligned])
     else:
-        return array + offset + j.to(tl.int64) * step
+        pointers = array + (nothing() + base + j.to(tl.int64)) * step
+        if BESIDE > 1:
+            side_aligned: tl.constexpr = BESIDE * size if BESIDE * size < 16 else 16
+            pointers = tl.multiple_of(pointers, [side_aligned, 1])
+        return pointers
 
 
 @triton.jit
@@ -345,7 +362,7 @@ def plus_part(a, b, box, part):
 
 @triton.jit
 def over_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr, JOIN: tl.constexpr):
-    """JOIN over the blocks of a cluster, in their order; `left` has to follow.
+    """JOIN over the blocks of a cluster, in their order.
 
     A loop where a thread has several rows: fetched at once, all parts of all of them would take its
     registers.
@@ -364,13 +381,13 @@ def over_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr, JOIN: tl.constexpr
 
 @triton.jit
 def among_parts(m, s, ROWS: tl.constexpr, PARTS: tl.constexpr):
-    """`joined`, over the blocks of a cluster."""
+    """`joined`, over the blocks of a cluster; `leave` and `left` have to follow."""
     return over_parts(m, s, ROWS, PARTS, with_part)
 
 
 @triton.jit
 def added_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr):
-    """Sums over the blocks of a cluster."""
+    """Sums over the blocks of a cluster; `leave` and `left` have to follow."""
     return over_parts(a, b, ROWS, PARTS, plus_part)
 
 

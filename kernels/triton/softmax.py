@@ -54,7 +54,7 @@ def scored(
     if SCALED:
         v = v * tl.full((), scale, DTYPE)
     if mask is not None:
-        there = tl.load(at(mask, offset + base * m_n, j, m_n, PACK, 1), mask=exists, other=0)
+        there = tl.load(at(mask + offset, base, j, m_n, PACK, 1), mask=exists, other=0)
         if mask.dtype.element_ty == tl.uint8:
             v = tl.where(there != 0, v, -float("inf"))
         else:
@@ -136,7 +136,7 @@ def softmax(
         _, seen = columns(
             0, packs_before(limit - start, length, PACK), part, exists, BLOCK, PARTS, PACK
         )
-    v = tl.load(at(x, start * x_n, j, x_n, PACK, BESIDE), mask=seen, other=-inf).to(DTYPE)
+    v = tl.load(at(x, start, j, x_n, PACK, BESIDE), mask=seen, other=-inf).to(DTYPE)
     v = scored(v, start, j, seen, mask, offset, m_n, scale, limit, SCALED, CAUSAL, M_PACK, DTYPE)
     m = maximum(v)
     if EDGE:
@@ -156,7 +156,7 @@ def softmax(
     log_s = log(s) if LOG else s
     out = normalised(v, f, top, r, log_s, s == 0, LOG, ZERO)
     y += o * y_outer + i * y_inner
-    store_to = at(y, start * y_n, j, y_n, PACK, BESIDE)
+    store_to = at(y, start, j, y_n, PACK, BESIDE)
     tl.store(store_to, rounded(out, y.dtype.element_ty), mask=inside)
     if EDGE:
         out = normalised(w, f, top, r, log_s, s == 0, LOG, ZERO)
@@ -242,7 +242,7 @@ def softmax_chunks(
                 base = tl.full((), k, tl.int64) * BLOCK
                 j, seen = columns(base, reach, 0, exists, BLOCK, 1, PACK)
                 base += start
-                p = at(x_row, base * x_n, j, x_n, PACK, BESIDE)
+                p = at(x_row, base, j, x_n, PACK, BESIDE)
                 v = tl.load(p, mask=seen, other=-inf).to(DTYPE)
                 v = scored(
                     v, base, j, seen, mask, offset, m_n, scale, limit,
@@ -272,14 +272,14 @@ def softmax_chunks(
                 if CAUSAL:
                     _, seen = columns(base, reach, 0, exists, BLOCK, 1, PACK)
                 base += start
-                p = at(x_row, base * x_n, j, x_n, PACK, BESIDE)
+                p = at(x_row, base, j, x_n, PACK, BESIDE)
                 v = tl.load(p, mask=seen, other=-inf, eviction_policy="evict_first").to(DTYPE)
                 v = scored(
                     v, base, j, seen, mask, offset, m_n, scale, limit,
                     SCALED, CAUSAL, M_PACK, DTYPE,
                 )  # fmt: skip
                 out = normalised(v, m, m, 1.0 / s, log_s, s == 0, LOG, ZERO)
-                p = at(y_row, base * y_n, j, y_n, PACK, BESIDE)
+                p = at(y_row, base, j, y_n, PACK, BESIDE)
                 out = rounded(out, y.dtype.element_ty)
                 tl.store(p, out, mask=inside, cache_modifier=".cs")
             if EDGE and low == 0:
@@ -352,8 +352,8 @@ def softmax_backward(
         h = tl.load(dy + c, mask=cut, other=0.0).to(DTYPE)
         w = tl.load(y + c, mask=cut, other=0.0).to(DTYPE)
     j, inside = columns(0, length, part, exists, BLOCK, PARTS, PACK)
-    g = tl.load(at(dy, start * dy_n, j, dy_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
-    v = tl.load(at(y, start * y_n, j, y_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
+    g = tl.load(at(dy, start, j, dy_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
+    v = tl.load(at(y, start, j, y_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
     s = summed(g, v, inside, LOG)
     if EDGE:
         s += summed(h, w, cut, LOG)
@@ -362,7 +362,7 @@ def softmax_backward(
         leave()
     out = rounded(gradient(g, v, s, scale, LOG, SCALED, DTYPE), dx.dtype.element_ty)
     dx += o * dx_outer + i * dx_inner
-    tl.store(at(dx, start * dx_n, j, dx_n, PACK, BESIDE), out, mask=inside)
+    tl.store(at(dx, start, j, dx_n, PACK, BESIDE), out, mask=inside)
     if EDGE:
         out = rounded(gradient(h, w, s, scale, LOG, SCALED, DTYPE), dx.dtype.element_ty)
         tl.store(dx + c, out, mask=cut)
@@ -423,11 +423,11 @@ def softmax_backward_chunks(
                 base = tl.full((), k, tl.int64) * BLOCK
                 j, inside = columns(base, length, 0, exists, BLOCK, 1, PACK)
                 base += start
-                p = at(dy_row, base * dy_n, j, dy_n, PACK, BESIDE)
+                p = at(dy_row, base, j, dy_n, PACK, BESIDE)
                 g = tl.load(p, mask=inside, other=0.0).to(DTYPE)
                 v = g
                 if not LOG:
-                    p = at(y_row, base * y_n, j, y_n, PACK, BESIDE)
+                    p = at(y_row, base, j, y_n, PACK, BESIDE)
                     v = tl.load(p, mask=inside, other=0.0).to(DTYPE)
                 tl.store(sums + k, summed(g, v, inside, LOG))
             if EDGE and low == 0:
@@ -443,12 +443,12 @@ def softmax_backward_chunks(
                 base = tl.full((), k, tl.int64) * BLOCK
                 j, inside = columns(base, length, 0, exists, BLOCK, 1, PACK)
                 base += start
-                p = at(dy_row, base * dy_n, j, dy_n, PACK, BESIDE)
+                p = at(dy_row, base, j, dy_n, PACK, BESIDE)
                 g = tl.load(p, mask=inside, other=0.0, eviction_policy="evict_first").to(DTYPE)
-                p = at(y_row, base * y_n, j, y_n, PACK, BESIDE)
+                p = at(y_row, base, j, y_n, PACK, BESIDE)
                 v = tl.load(p, mask=inside, other=0.0, eviction_policy="evict_first").to(DTYPE)
                 out = rounded(gradient(g, v, s, scale, LOG, SCALED, DTYPE), dx.dtype.element_ty)
-                p = at(dx_row, base * dx_n, j, dx_n, PACK, BESIDE)
+                p = at(dx_row, base, j, dx_n, PACK, BESIDE)
                 tl.store(p, out, mask=inside, cache_modifier=".cs")
             if EDGE and low == 0:
                 c, cut = ends(start, length, n, 0, exists, LANES, EDGE)
