@@ -130,8 +130,8 @@ def geometry(
             rows = min(rows, _power_of_2(inner)) if inner > 1 else rows
             part = block // regime.blocks
             warps = _warps(rows * part * words)
-            if regime.blocks > 1 and side > 1 and held < 4 and packed:
-                # What a thread knows of its four or eight rows is there once for twice the values.
+            if regime.blocks > 1 and side > 1 and held < 4:
+                # What a thread knows of its rows is there once for twice the values, then.
                 # With masks, smoothing or probabilities it is those that take the registers.
                 warps = min(warps, 8)
             return Geometry(regime.name, rows, part, regime.blocks, warps, 1, 1)
