@@ -136,6 +136,8 @@ def geometry(
                 warps = min(warps, 8)
             return Geometry(regime.name, rows, part, regime.blocks, warps, 1, 1)
     chunk = CHUNK // itemsize // held // side
+    if side > 1 and not packed and itemsize < 4:
+        chunk //= 2  # of twice as many elements
     chunks = -(-n // chunk)
     warps = _warps(side * chunk * min(words, 2))
     merge = max(1, 32 * warps // side)  # a thread has one: what it reads, no other has to read
