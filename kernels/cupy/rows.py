@@ -42,9 +42,7 @@ class Device(NamedTuple):
 
     clusters: int  # blocks of a cluster at most
     shared: int  # bytes of shared memory that a block may have
-    more: int = (
-        0  # registers of a thread, at the cost of a block, where 168 or 128 just do elsewhere
-    )
+    more: int = 0  # registers, for a block less, that a thread wants where 128 or 168 just do
 
     @classmethod
     def of(cls, capability: int) -> Device:

@@ -20,6 +20,7 @@ from .rows import (
     added_parts,
     among_parts,
     at,
+    both_added,
     columns,
     ends,
     finite,
@@ -103,11 +104,6 @@ def weighted_target(
 def one_class(y, own, c):
     """q of an integer target without smoothing, at the columns c: the weight of class y there."""
     return tl.where(c == y, own, 0.0)
-
-
-@triton.jit
-def both_added(a, b, c, d):
-    return a + c, b + d
 
 
 @triton.jit

@@ -290,6 +290,11 @@ def joined(m, s, n, t):
 
 
 @triton.jit
+def both_added(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
 def meet():
     """All threads of a cluster; what they wrote before is seen by all behind."""
     tl.inline_asm_elementwise(
@@ -351,18 +356,6 @@ def fetched(box, part):
 
 
 @triton.jit
-def with_part(m, s, box, part):
-    n, t = fetched(box, part)
-    return joined(m, s, n, t)
-
-
-@triton.jit
-def plus_part(a, b, box, part):
-    c, d = fetched(box, part)
-    return a + c, b + d
-
-
-@triton.jit
 def over_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr, JOIN: tl.constexpr):
     """JOIN over the blocks of a cluster, in their order.
 
@@ -374,23 +367,25 @@ def over_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr, JOIN: tl.constexpr
     a, b = fetched(box, 0)
     if ROWS == 1:
         for part in tl.static_range(1, PARTS):
-            a, b = JOIN(a, b, box, part)
+            c, d = fetched(box, part)
+            a, b = JOIN(a, b, c, d)
     else:
         for part in range(1, PARTS):
-            a, b = JOIN(a, b, box, part)
+            c, d = fetched(box, part)
+            a, b = JOIN(a, b, c, d)
     return a, b
 
 
 @triton.jit
 def among_parts(m, s, ROWS: tl.constexpr, PARTS: tl.constexpr):
     """`joined`, over the blocks of a cluster; `leave` and `left` have to follow."""
-    return over_parts(m, s, ROWS, PARTS, with_part)
+    return over_parts(m, s, ROWS, PARTS, joined)
 
 
 @triton.jit
 def added_parts(a, b, ROWS: tl.constexpr, PARTS: tl.constexpr):
     """Sums over the blocks of a cluster; `leave` and `left` have to follow."""
-    return over_parts(a, b, ROWS, PARTS, plus_part)
+    return over_parts(a, b, ROWS, PARTS, both_added)
 
 
 @triton.jit
