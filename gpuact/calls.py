@@ -1,7 +1,10 @@
 """From a public call to an operation: arguments checked, the array's library and backend found.
 
-Here, too, PyTorch's autograd is entered: a call on tensors that require a gradient goes through
-`gpuact.torch.autograd`, every other goes straight to `operations`.
+Here, too, PyTorch's ways are entered. A call on tensors that require a gradient goes through
+`gpuact.torch.autograd`. One that more than autograd must see (torch.compile, a transformation of
+torch.func, forward mode, a subclass of Tensor), and one that computes a derivative and is to be
+differentiated itself, goes to the operators of `gpuact.torch.ops`. Every other goes straight to
+`operations`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
-from .libraries import FLOATING, NUMBERS, Library, dtype_name, library_of
+from .libraries import FLOATING, NUMBERS, Library, dtype_name, library_of, tracing
 from .operations import Loss, Reduction
 from .scores import Scores
 
@@ -48,11 +51,23 @@ def _tracked(call: Call, *values: Any) -> bool:
     return False
 
 
-def underived(call: Call, name: str, work: Any, *inputs: Any) -> Any:
-    """Run what has no derivative of its own; autograd says so when one is asked for."""
-    if not _tracked(call, *inputs):
-        return work(*inputs)
-    return _autograd().underivable(name, work, *inputs)
+def _ops() -> Any:
+    """The functions below, over PyTorch's operators. Not cached: torch.compile reads this, too."""
+    from .torch import ops
+
+    return ops
+
+
+def watched(*operands: Any, derived: bool = False) -> bool:
+    """Whether PyTorch's operators take a call; `derived`: autograd alone is reason enough."""
+    for a in operands:
+        library = library_of(a)
+        if library is not None and library.tracks:
+            if derived and library.recording():
+                derived = any(getattr(b, "requires_grad", False) for b in operands)
+                return derived or library.watched(*operands)
+            return library.watched(*operands)
+    return False
 
 
 def _check_out(call: Call, out: Any, like: Array, *inputs: Any) -> None:
@@ -112,15 +127,19 @@ def _axis(channel_axis: Any) -> int:
 def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
+    if tracing():
+        return _ops().activation(name, x, out, channel_axis=channel_axis, **params)
     entry: Hashable = name
     if channel_axis is not ...:
         channel_axis = _axis(channel_axis)
         entry = name, channel_axis
     given = (x, *params.values())
     if out is not None:
-        return _activation_into(entry, FUNCTIONS[name], given, params, channel_axis, out)
+        return _activation_into(entry, name, given, params, channel_axis, out)
     route = routes.find(entry, given)
     if route is None:
+        if watched(*given):
+            return _ops().activation(name, x, channel_axis=channel_axis, **params)
         function = FUNCTIONS[name]
         call, *ready = _looked_at(
             function, function.forward, x, params, channel_axis, function.integers
@@ -142,7 +161,7 @@ def _elementwise(kernel: Pass) -> Callable[[Call, Sequence[Any]], routes.Launch]
 
 def _activation_into(
     entry: Hashable,
-    function: Function,
+    name: str,
     given: tuple[Any, ...],
     params: Parameters,
     channel_axis: Any,
@@ -152,6 +171,9 @@ def _activation_into(
     route = routes.find(entry, (*given, out))
     if route is not None and not route.recorded() and route.run_into(given, out):
         return out
+    if watched(*given, out):
+        return _ops().activation(name, given[0], out, channel_axis=channel_axis, **params)
+    function = FUNCTIONS[name]
     kernel = function.forward
     call, *ready = _looked_at(function, kernel, given[0], params, channel_axis, function.integers)
     _check_out(call, out, ready[0], *ready)
@@ -184,17 +206,15 @@ def _looked_at(
 def derivative(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
+    if tracing() or watched(x, *params.values(), derived=out is None):
+        return _ops().derivative(name, x, out, channel_axis=channel_axis, **params)
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
     integers = "refused" if function.integers == "refused" else "float32"
     call, x, *values = _looked_at(function, slope, x, params, channel_axis, integers)
     if out is not None:
         _check_out(call, out, x, x, *values)
-
-    def work(x: Array, *values: Any) -> Array:
-        return operations.elementwise(call, slope, (x,), values, out)
-
-    return underived(call, f"{name}_derivative", work, x, *values)
+    return operations.elementwise(call, slope, (x,), values, out)
 
 
 def activation_backward(
@@ -206,11 +226,15 @@ def activation_backward(
     **params: Any,
 ) -> tuple[Any, ...]:
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
+    if tracing():
+        return _ops().activation_backward(name, dy, stored, channel_axis=channel_axis, **params)
     ((what, kept),) = stored.items()
     if channel_axis is not ...:
         channel_axis = _axis(channel_axis)
     entry, given = (name, "backward", channel_axis), (dy, kept, *params.values())
     route = routes.find(entry, given)
+    if (route is None or route.recorded()) and watched(*given, derived=True):
+        return _ops().activation_backward(name, dy, stored, channel_axis=channel_axis, **params)
     function = FUNCTIONS[name]
     if route is None:
         dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
@@ -226,19 +250,15 @@ def activation_backward(
     else:
         call, ready = route.call, [*route.operands(given)]
 
-    if route is not None and route.launch is not None and not route.recorded():
+    if route is not None and route.launch is not None:
         return (route.run(given),)
-    if not function.sums and not _tracked(call, *ready):
+    if not function.sums:
         return (operations.elementwise(call, function.backward, ready[:2], ready[2:]),)
-
-    def work(dy: Array, kept: Array, *values: Any) -> tuple[Array, ...]:
-        named = {"dy": dy, what: kept, **dict(zip(params, values, strict=True))}
-        gradients = backward(call, function, named, {"x", *function.sums})
-        return tuple([gradients[k] for k in ("x", *function.sums)])
-
-    dx, *sums = underived(call, f"{name}_backward", work, *ready)
+    named = dict(zip(("dy", what, *params), ready, strict=True))
+    found = backward(call, function, named, {"x", *function.sums})
     shapes = [getattr(params[k], "shape", ()) for k in function.sums]
-    return (dx, *[total.reshape(shape) for total, shape in zip(sums, shapes, strict=True)])
+    sums = [found[k].reshape(shape) for k, shape in zip(function.sums, shapes, strict=True)]
+    return (found["x"], *sums)
 
 
 def _nothing(call: Call, operands: Sequence[Any]) -> None:
@@ -252,20 +272,16 @@ def gradient(
     kernel = function.backward
     entry, given = (function.name, "gradient", backend), (dy, kept, *params)
     route = routes.find(entry, given)
+    if (route is None or route.recorded()) and watched(*given, derived=True):
+        return _ops().call(f"{function.name}_backward", *given, backend)
     if route is None:
         library = library_of(dy)
         assert library is not None  # a tensor always has one
         call = Call(library, dy, backend)
         route = routes.learn(entry, given, call, given, _elementwise(kernel))
-    else:
-        call = route.call
-    if route is not None and not route.recorded():
-        return route.run(given)
-
-    def work(dy: Array, kept: Array) -> Array:
-        return operations.elementwise(call, kernel, (dy, kept), params)
-
-    return underived(call, f"{function.name}_backward", work, dy, kept)
+        if route is None:
+            return operations.elementwise(call, kernel, (dy, kept), params)
+    return route.run(given)
 
 
 # What fused calls a parameter that is learned
@@ -311,18 +327,24 @@ def _fused_entry(activation: Any, dropout: Any, channel_axis: Any) -> tuple[Hash
     return (activation, channel_axis, drops), drops
 
 
-def _fused_looked_at(
-    activation: Any, channel_axis: Any, given: Mapping[str, Any]
-) -> tuple[Call, tuple[Any, ...]]:
-    """The long way: the call, and the operands in their order."""
+def check_fused(activation: Any, weight: Any) -> Function:
+    """The record of an activation that `fused` takes, with slopes or without."""
     elementwise = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
     if activation not in elementwise:
         raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(elementwise)}")
-    function, weight = FUNCTIONS[activation], given["weight"]
+    function = FUNCTIONS[activation]
     if ("weight" in function.forward.parameters) != (weight is not None):
         allowed = "slopes" if weight is None else "none"
         came = "none" if weight is None else type(weight).__name__
         raise ValueError(f"weight: {came} came, {activation} takes {allowed}")
+    return function
+
+
+def _fused_looked_at(
+    activation: Any, channel_axis: Any, given: Mapping[str, Any]
+) -> tuple[Call, tuple[Any, ...]]:
+    """The long way: the call, and the operands in their order."""
+    function = check_fused(activation, given["weight"])
     params = {
         name: arguments.parameter(name, given[name], name != "negative_slope")
         for name in ("scale", "bias", "weight", "negative_slope")
@@ -357,6 +379,8 @@ def fused(
     activation: Any, dropout: Any, channel_axis: Any, out: Any, given: tuple[Any, ...]
 ) -> Any:
     """given: FUSED."""
+    if tracing():
+        return _ops().fused(activation, dropout, channel_axis, out, given)
     channel_axis = _axis(channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     if not drops:
@@ -366,6 +390,8 @@ def fused(
         return route.run(given, dropout)
     if route is not None:
         call, ready = route.call, route.operands(given)
+    elif watched(*given, out):
+        return _ops().fused(activation, dropout, channel_axis, out, given)
     else:
         call, ready = _fused_looked_at(
             activation, channel_axis, dict(zip(FUSED, given, strict=True))
@@ -392,6 +418,8 @@ def fused_backward(
     activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
 ) -> dict[str, Any]:
     """given: FUSED."""
+    if tracing() or watched(dy, *given, derived=True):
+        return _ops().fused_backward(activation, dropout, channel_axis, dy, given)
     channel_axis = _axis(channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     route = routes.find(("fused_backward", entry), (*given, dy))
@@ -412,15 +440,9 @@ def fused_backward(
             asked[name] = slot
     if gate is not None:
         asked["gate"] = "gate"
-
-    def work(dy: Array, x: Array, scale: Any, bias: Any, slope: Any, gate: Any) -> Any:
-        found = operations.fused_backward(
-            call, fusion, dy, x, (scale, bias, slope), gate, asked.values()
-        )
-        return tuple([found[slot] for slot in asked.values()])
-
-    gradients = underived(call, "fused_backward", work, dy, x, scale, bias, slope, gate)
-    found = dict(zip(asked, gradients, strict=True))
+    params = scale, bias, slope
+    gradients = operations.fused_backward(call, fusion, dy, x, params, gate, asked.values())
+    found = {name: gradients[slot] for name, slot in asked.items()}
     for name in _FUSED_NAMES:
         if name in found:
             found[name] = found[name].reshape(np.shape(given[FUSED.index(name)]))
@@ -453,6 +475,8 @@ def rows(
     causal: Any = False,
     all_masked: Any = "nan",
 ) -> Any:
+    if tracing():
+        return _ops().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
     function = FUNCTIONS[name]
     entry, given = (name, axis, causal, all_masked, _plain(scale)), (x, scale, mask)
     usual = dtype is None and out is None and _told(axis) and type(causal) is bool
@@ -460,6 +484,8 @@ def rows(
     if route is not None and route.launch is not None and not route.recorded():
         return route.run(given)
     if route is None:
+        if watched(x, mask, out):
+            return _ops().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
         x = arguments.array("x", x)
         mask = None if mask is None else arguments.array("mask", mask)
         call = resolve(x=x) if mask is None else resolve(x=x, mask=mask)
@@ -533,10 +559,14 @@ def _narrow(library: Library, mask: Array) -> Array:
 
 
 def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> Any:
+    if tracing():
+        return _ops().rows_backward(name, dy, y, axis, scale)
     kernel = FUNCTIONS[name].backward
     entry, given = (name, "backward", axis, _plain(scale)), (dy, y, scale, None)
     route = routes.find(entry, given) if _told(axis) else None
-    if route is not None and route.launch is not None and not route.recorded():
+    if (route is None or route.recorded()) and watched(dy, y, derived=True):
+        return _ops().rows_backward(name, dy, y, axis, scale)
+    if route is not None and route.launch is not None:
         return route.run(given)
     scale = arguments.parameter("scale", scale, arrays=False)
     if route is None:
@@ -549,7 +579,7 @@ def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> An
     axes = arguments.row_axes(axis, y.ndim)
     if route is None and _told(axis):
         _learn_backward(entry, given, call, kernel, axes, (dy, y, scale, None), scale)
-    return _row_gradient(f"{name}_backward", call, kernel, dy, y, axes, scale)
+    return _row_gradient(call, kernel, dy, y, axes, scale)
 
 
 def row_gradient(
@@ -560,7 +590,9 @@ def row_gradient(
     entry: Hashable = (function.name, "gradient", backend, axes, scale == 1.0)
     given = (dy, y, scale, None)
     route = routes.find(entry, given)
-    if route is not None and route.launch is not None and not route.recorded():
+    if (route is None or route.recorded()) and watched(dy, y, derived=True):
+        return _ops().call(f"{function.name}_backward", dy, y, axes, scale, backend)
+    if route is not None and route.launch is not None:
         return route.run(given)
     if route is None:
         library = library_of(dy)
@@ -569,7 +601,7 @@ def row_gradient(
         _learn_backward(entry, given, call, kernel, axes, given, scale)
     else:
         call = route.call
-    return _row_gradient(f"{function.name}_backward", call, kernel, dy, y, axes, scale)
+    return _row_gradient(call, kernel, dy, y, axes, scale)
 
 
 def _learn_backward(
@@ -588,29 +620,27 @@ def _learn_backward(
 
 
 def _row_gradient(
-    name: str, call: Call, kernel: Pass, dy: Array, y: Array, axes: tuple[int, ...], scale: float
+    call: Call, kernel: Pass, dy: Array, y: Array, axes: tuple[int, ...], scale: float
 ) -> Array:
     """What took no part has y = 0: a backward needs the scale alone."""
     scores = None if scale == 1.0 else Scores(scale)
-
-    def work(dy: Array, y: Array) -> Array:
-        return operations.rows(call, kernel, (dy, y), axes, None, scores)
-
-    return underived(call, name, work, dy, y)
+    return operations.rows(call, kernel, (dy, y), axes, None, scores)
 
 
 def softmax_jacobian(y: Any, axis: Any) -> Any:
+    if tracing() or watched(y, derived=True):
+        return _ops().softmax_jacobian(y, axis)
     y = arguments.array("y", y)
     call = resolve(y=y)
     y = arguments.floating("y", call.library, y)
     k = arguments.single_axis("axis", axis, y.ndim) if y.ndim or axis not in (0, -1) else 0
-    return underived(call, "softmax_jacobian", lambda y: operations.softmax_jacobian(call, y, k), y)
+    return operations.softmax_jacobian(call, y, k)
 
 
 # -- cross-entropy --------------------------------------------------------------------------------
 
 
-def _class_axis(logits: Array, target: Array, integers: bool, axis: Any) -> int:
+def class_axis(logits: Array, target: Array, integers: bool, axis: Any) -> int:
     """The axis of the classes: the last, unless the target fits axis 1 as well."""
     shape, fits = tuple(logits.shape), tuple(target.shape)
 
@@ -717,7 +747,7 @@ class LossCall:
                 f"ignore_index: {ignore_index} came with a target of probabilities, which has no "
                 "index to ignore; allowed is a negative number"
             )
-        k = _class_axis(self.logits, target, integers, axis)
+        k = class_axis(self.logits, target, integers, axis)
         classes = self.logits.shape[k]
         if classes == 0:
             raise ValueError(
@@ -798,9 +828,13 @@ class LossCall:
 def cross_entropy(
     logits: Any, target: Any, return_lse: Any, gradient_in_forward: Any, **options: Any
 ) -> Any:
+    if tracing():
+        return _ops().cross_entropy(logits, target, return_lse, gradient_in_forward, **options)
     entry = _loss_entry("cross_entropy", options) if type(gradient_in_forward) is bool else None
     given = (logits, target, options["weight"])
     prepared, recorded = _find_loss(entry, given)
+    if prepared is None and watched(*given):
+        return _ops().cross_entropy(logits, target, return_lse, gradient_in_forward, **options)
     if prepared is not None and not (recorded and gradient_in_forward):
         if recorded:
             value, lse = _autograd().cross_entropy(
@@ -814,7 +848,8 @@ def cross_entropy(
     c.learn(entry, given)
     tracked = _tracked(c.call, c.logits, c.target)
     if tracked and at_once:
-        _check_gradient_in_forward(c, return_lse)
+        learned = _tracked(c.call, c.target)
+        check_gradient_in_forward(c.loss.reduction, return_lse, learned)
         step = _autograd().gradient_in_forward
         return step(c.call.backend, c.loss, c.weight, c.logits, c.target)
     if tracked:
@@ -824,36 +859,39 @@ def cross_entropy(
     return (value, lse) if return_lse else value
 
 
-def _check_gradient_in_forward(c: LossCall, return_lse: bool) -> None:
-    """The gradient that forward finds is that of one number by the logits, and no other."""
+def check_gradient_in_forward(reduction: str, return_lse: bool, learned: bool) -> None:
+    """The gradient that forward finds is that of one number by the logits, and no other.
+
+    learned: whether the target requires a gradient.
+    """
     came = None
-    if c.loss.reduction == "none":
+    if reduction == "none":
         came = "reduction='none', allowed are 'mean' and 'sum'"
     elif return_lse:
         came = "return_lse=True, allowed is the loss alone"
-    elif _tracked(c.call, c.target):
+    elif learned:
         came = "a target that requires grad, allowed is one that does not"
     if came is not None:
         raise ValueError(f"gradient_in_forward: came with {came}")
 
 
 def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **options: Any) -> Any:
+    if tracing():
+        return _ops().cross_entropy_backward(dloss, logits, target, lse, **options)
     entry = _loss_entry("cross_entropy_backward", options)
     given = (logits, target, options["weight"], dloss, lse)
     prepared, recorded = _find_loss(entry, given)
     if prepared is not None and not recorded:
         return prepared.backward(dloss, logits, target, options["weight"], lse)
+    if watched(*given, derived=True):
+        return _ops().cross_entropy_backward(dloss, logits, target, lse, **options)
     c = LossCall(logits, target, dloss=dloss, lse=lse, **options)
     shape = c.row_shape if c.loss.reduction == "none" else ()
     dloss, lse = c.of_rows("dloss", shape), c.of_rows("lse", c.row_shape)
     c.learn(entry, given, dloss, lse)
-
-    def work(dloss: Array, logits: Array, target: Array, lse: Array) -> Array:
-        return operations.cross_entropy_backward(
-            c.call, dloss, logits, target, c.weight, lse, c.loss
-        )
-
-    return underived(c.call, "cross_entropy_backward", work, dloss, c.logits, c.target, lse)
+    return operations.cross_entropy_backward(
+        c.call, dloss, c.logits, c.target, c.weight, lse, c.loss
+    )
 
 
 def loss_gradient(
@@ -865,12 +903,14 @@ def loss_gradient(
     weight: Array | None,
     lse: Array,
 ) -> Array:
-    """dlogits for autograd, which does not record it, on the backend that ran forward."""
+    """dlogits for autograd, on the backend that ran forward."""
     entry = ("cross_entropy", "gradient", backend, loss)
     given = (logits, target, weight, dloss, lse)
     prepared, recorded = _find_loss(entry, given)
     if prepared is not None and not recorded:
         return prepared.backward(dloss, logits, target, weight, lse)
+    if watched(*given, derived=True):
+        return _ops().loss_gradient(backend, loss, dloss, logits, target, weight, lse)
     library = library_of(logits)
     assert library is not None  # a tensor always has one
     call = Call(library, logits, backend)
@@ -883,11 +923,15 @@ def loss_gradient(
 
 
 def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
+    if tracing():
+        return _ops().cross_entropy_with_grad(logits, target, dlogits_out, **options)
     entry = _loss_entry("cross_entropy_with_grad", options) if dlogits_out is None else None
     given = (logits, target, options["weight"])
     prepared, recorded = _find_loss(entry, given)
     if prepared is not None and not recorded:
         return prepared.with_grad(*given)
+    if watched(*given, dlogits_out, derived=dlogits_out is None):
+        return _ops().cross_entropy_with_grad(logits, target, dlogits_out, **options)
     c = LossCall(logits, target, **options)
     c.learn(entry, given)
     if dlogits_out is not None:
@@ -896,13 +940,9 @@ def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **option
             c.call.library, dlogits_out, c.logits.shape, dtype, c.logits, "dlogits_out"
         )
         _refuse_tracked("dlogits_out", c.call, dlogits_out, c.logits, c.target)
-
-    def work(logits: Array, target: Array) -> tuple[Array, Array]:
-        return operations.cross_entropy_with_grad(
-            c.call, logits, target, c.weight, c.loss, dlogits_out
-        )
-
-    return underived(c.call, "cross_entropy_with_grad", work, c.logits, c.target)
+    return operations.cross_entropy_with_grad(
+        c.call, c.logits, c.target, c.weight, c.loss, dlogits_out
+    )
 
 
 # -- ahead of time --------------------------------------------------------------------------------

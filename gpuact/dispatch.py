@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 # Loads the package `backends` now: later it would hide the public function of that name.
-from .backends import BACKENDS
-from .libraries import FLOATING, Library, dtype_name, library_of, numpy_dtype
+from .backends import BACKENDS, SHAPES
+from .libraries import FLOATING, Library, dtype_name, inside, library_of, numpy_dtype
 
 # The backends that can take an array, the array's own first.
 TAKES = {
@@ -32,6 +32,7 @@ TAKES = {
 }
 
 chosen: ContextVar[str | None] = ContextVar("gpuact_backend", default=None)
+HOME = "home"  # chosen: the array's home, whatever the environment says
 
 
 class BackendError(RuntimeError):
@@ -59,6 +60,17 @@ def using(backend: str) -> Iterator[None]:
         chosen.reset(token)
 
 
+@contextmanager
+def within(backend: str = "") -> Iterator[None]:
+    """Inside one of PyTorch's operators: on this backend, or where the arrays are at home ("")."""
+    tokens = chosen.set(backend or HOME), inside.set(True)
+    try:
+        yield
+    finally:
+        chosen.reset(tokens[0])
+        inside.reset(tokens[1])
+
+
 # Read once: asking the environment takes longer than anything else that a call asks.
 ENVIRONMENT = os.environ.get("GPUACT_BACKEND", "")
 
@@ -66,6 +78,8 @@ ENVIRONMENT = os.environ.get("GPUACT_BACKEND", "")
 def _override() -> tuple[str, str] | None:
     """The backend asked for and by whom."""
     asked = chosen.get()
+    if asked == HOME:
+        return None
     if asked is not None:
         return asked, f'using("{asked}")'
     if not ENVIRONMENT:
@@ -82,6 +96,8 @@ def _interpreting() -> bool:
 
 def _choose(name: str, home: str) -> str:
     takers = TAKES.get(home)
+    if takers is None and chosen.get() == SHAPES:
+        return SHAPES
     if takers is None:
         raise TypeError(f"{name}: an array of {home} came, allowed are {', '.join(TAKES)}")
     if home == "PyTorch on the CPU" and _interpreting():
@@ -90,7 +106,7 @@ def _choose(name: str, home: str) -> str:
     if override is None:
         return takers[0]
     backend, asker = override
-    if backend not in takers:
+    if backend not in takers and backend != SHAPES:
         raise TypeError(
             f"{asker} cannot take an array of {home}: {' or '.join(takers)} can, and nothing is "
             "moved between devices"
@@ -124,6 +140,11 @@ class Call:
     @property
     def module(self) -> Any:
         return load(self.backend)
+
+    @property
+    def computes(self) -> bool:
+        """Whether there is memory to fill."""
+        return self.backend != SHAPES
 
     def native(self, x: Any) -> Any:
         """An array as the backend's own; scalars and None as they are."""

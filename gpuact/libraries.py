@@ -11,10 +11,13 @@ import math
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, ClassVar, cast
 
 import numpy as np
+
+from .backends import SHAPES
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 HALF = ("float16", "bfloat16")
@@ -25,6 +28,16 @@ NUMBERS: frozenset[type] = frozenset((float, int, type(None)))
 # tensors it is all that a launch depends on but the address; CuPy's backend looks at addresses
 # itself, at every call. No two types have facts in common.
 FACTS: dict[type, Callable[[Any], Hashable]] = dict.fromkeys(NUMBERS, type)
+
+
+# Inside one of PyTorch's operators: who sees every operator sees that one, not what it is made of.
+inside: ContextVar[bool] = ContextVar("gpuact_inside", default=False)
+
+
+def tracing() -> bool:
+    """Whether torch.compile reads this code, instead of Python running it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -169,6 +182,11 @@ class Library:
 
     recording: Callable[[], bool] = staticmethod(lambda: False)  # whether autograd records
 
+    def watched(self, *operands: Any) -> bool:
+        """Whether more than autograd must see what is done with these: a trace, a transformation,
+        a subclass's own rules."""
+        return False
+
     # Quick answers, for routes.py
 
     def own(self, x: Any, backend: str) -> bool:
@@ -181,7 +199,7 @@ class Library:
         return -1
 
     def here(self, place: int) -> bool:
-        """Whether this place is the current one."""
+        """Whether this place is the current one, and nobody watches."""
         return True
 
     alike: Callable[[Any], Any] = staticmethod(np.empty_like)  # `empty_like` of x's own dtype
@@ -313,6 +331,9 @@ class Torch(Library):
         self._current_device = torch.cuda.current_device
         self._devices = 0  # not asked yet: what CUDA shows is settled with the first CUDA tensor
         self.alike, self.recording = torch.empty_like, torch.is_grad_enabled
+        self._modes = torch._C._len_torch_dispatch_stack  # that see each operator
+        self._transforms = torch._C._are_functorch_transforms_active
+        self._forward = torch.autograd.forward_ad
         self._wrote = torch.autograd.graph.increment_version
         FACTS[torch.Tensor] = FACTS[torch.nn.Parameter] = _tensor_facts
 
@@ -399,10 +420,27 @@ class Torch(Library):
         return int(x.get_device())
 
     def here(self, place: int) -> bool:
+        if (
+            self._modes() or self._transforms() or self._forward._current_level >= 0
+        ) and not inside.get():
+            return False
         if place < 0:
             return True
         self._devices = self._devices or self.xp.cuda.device_count()
         return self._devices == 1 or bool(self._current_device() == place)
+
+    def watched(self, *operands: Any) -> bool:
+        if inside.get():
+            return False
+        if self._modes() or self._transforms() or self._forward._current_level >= 0:
+            return True
+        return any(isinstance(a, self.xp.Tensor) and self._special(a) for a in operands)
+
+    def _special(self, x: Any) -> bool:
+        """What has rules of its own, or no memory; is_grads_batched makes tensors of a kind of old
+        that no transformation is active for."""
+        batched: bool = self.xp._C._functorch.is_legacy_batchedtensor(x)
+        return type(x) not in FACTS or x.is_meta or batched
 
     def apart(self, out: Any, x: Any) -> bool:
         apart = abs(out.data_ptr() - x.data_ptr())
@@ -410,7 +448,7 @@ class Torch(Library):
 
     def native(self, x: Any, backend: str) -> Any:
         x = x.detach().resolve_neg()
-        if backend == "triton":
+        if backend in ("triton", SHAPES):
             return x
         if backend == "cupy":
             return _cupy_from_torch(x)
@@ -419,7 +457,7 @@ class Torch(Library):
         return x.numpy()
 
     def on(self, x: Any, backend: str) -> AbstractContextManager[Any]:
-        if x.device.type != "cuda":
+        if x.device.type != "cuda" or backend == SHAPES:
             return nullcontext()
         if backend != "cupy":
             return cast(AbstractContextManager[Any], self.xp.cuda.device(x.device))

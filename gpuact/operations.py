@@ -42,7 +42,7 @@ def _deliver(
         or any(overlap(library, out, x) and not same_memory(library, out, x) for x in inputs)
     )
     result = fresh() if indirect else target
-    if math.prod(result.shape):
+    if call.computes and math.prod(result.shape):
         with call.on():
             write(result)
             if indirect:

@@ -95,7 +95,7 @@ def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
         route = _routes.get(_key(entry, given))
     except (KeyError, TypeError, RuntimeError):  # a list, say; what has no memory; what has no hash
         return None
-    if route is None or (route.place >= 0 and not route.call.library.here(route.place)):
+    if route is None or not route.call.library.here(route.place):
         return None
     return route
 

@@ -1,8 +1,9 @@
-"""PyTorch's reverse mode over gpuact's own backward functions.
+"""PyTorch's reverse mode over gpuact's own backward functions, at the least cost to the host.
 
 Backward runs on autograd's thread, where `using()` does not reach: each function remembers the
-backend that ran forward. Gradients are not differentiable again: they are computed `underived`, so
-that autograd says so when asked instead of taking them for constants.
+backend that ran forward. Where a gradient is to be differentiated again (create_graph), or more
+than autograd watches, backward is one of the operators of `gpuact.torch.ops`, whose rules know the
+derivatives of every order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss, PreparedLoss
 from ..routes import Route
+from . import losses, ops
 
 Tensor = torch.Tensor
 
@@ -88,20 +90,22 @@ class _Learned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         function: Function = ctx.function
-        call = _call(ctx.backend, dy)
-        names = function.forward.parameters
-        needed = zip(("x", *names), ctx.needs_input_grad[3:], strict=True)
-        wanted = {name for name, need in needed if need}
-
-        def work(dy: Tensor, x: Tensor | None, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        names = ("x", *function.forward.parameters)
+        wanted = ctx.needs_input_grad[3:]
+        if calls.watched(dy, *ctx.saved_tensors, derived=True):
+            numbers = [0.0 if n is None else n for n in ctx.numbers]
+            args = (dy, x, *tensors, numbers, list(wanted), ctx.backend)
+            gradients = ops.call(f"{function.name}_backward", *args)
+            found = dict(zip(names, gradients, strict=True))
+        else:
             # what is not kept is not read: anything of its shape will do
             named = {"dy": dy, "x": dy if x is None else x}
-            named |= dict(zip(names, _either(ctx.numbers, tensors), strict=True))
-            found = calls.backward(call, function, named, wanted)
-            return tuple([found.get(name) for name in ("x", *names)])
-
-        name = f"{function.name}_backward"
-        return (None, None, None, *calls.underived(call, name, work, dy, *ctx.saved_tensors))
+            named |= dict(zip(names[1:], _either(ctx.numbers, tensors), strict=True))
+            asked = {name for name, want in zip(names, wanted, strict=True) if want}
+            found = calls.backward(_call(ctx.backend, dy), function, named, asked)
+        gradients = [found[k] if want else None for k, want in zip(names, wanted, strict=True)]
+        return None, None, None, *gradients
 
 
 def activation(
@@ -129,23 +133,23 @@ class _Fused(torch.autograd.Function):
         )
         ctx.numbers = [None if isinstance(p, Tensor) else p for p in params]
         ctx.backend, ctx.fusion = call.backend, fusion
-        ctx.wanted = {name for name, need in needed.items() if need and name != "residual"}
+        ctx.wanted = tuple([needed[name] for name in operations.GRADIENTS])
         return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors, gate = ctx.saved_tensors
+        x = dy if x is None else x  # what is not kept is not read: anything of its shape will do
+        residual = dy if ctx.needs_input_grad[-1] else None
+        if calls.watched(dy, *ctx.saved_tensors, derived=True):
+            operands = (*tensors, gate, *ctx.numbers)
+            gradients = ops.fused_gradients(ctx.fusion, dy, x, operands, ctx.wanted, ctx.backend)
+            return None, None, *gradients, residual
+        params, names = _either(ctx.numbers, tensors), operations.GRADIENTS
+        asked = {name for name, want in zip(names, ctx.wanted, strict=True) if want}
         call = _call(ctx.backend, dy)
-
-        def work(dy: Tensor, x: Tensor | None, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
-            *tensors, gate = rest
-            params = _either(ctx.numbers, tensors)
-            # what is not kept is not read: anything of its shape will do
-            x = dy if x is None else x
-            found = operations.fused_backward(call, ctx.fusion, dy, x, params, gate, ctx.wanted)
-            return tuple([found.get(name) for name in FUSED[:-1]])
-
-        gradients = calls.underived(call, "fused_backward", work, dy, *ctx.saved_tensors)
-        return (None, None, *gradients, dy if ctx.needs_input_grad[-1] else None)
+        found = operations.fused_backward(call, ctx.fusion, dy, x, params, gate, asked)
+        return None, None, *[found.get(name) for name in names], residual
 
 
 FUSED = ("x", "scale", "bias", "slope", "gate", "residual")
@@ -218,67 +222,14 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         loss: Loss = ctx.loss
         *_, wanted, target_wanted, _ = ctx.needs_input_grad
-        usual = wanted and not target_wanted and dloss is not None and dlse is None
-        if usual and not torch.is_grad_enabled():
+        if wanted and not target_wanted and dloss is not None and dlse is None:
             dlogits = calls.loss_gradient(ctx.backend, loss, dloss, *ctx.saved_tensors)
             return (None, None, None, dlogits, None, None)
-        call = _call(ctx.backend, ctx.saved_tensors[0])
-
-        def work(
-            dloss: Tensor | None,
-            dlse: Tensor | None,
-            logits: Tensor,
-            target: Tensor,
-            weight: Tensor | None,
-            lse: Tensor,
-        ) -> tuple[Tensor | None, Tensor | None]:
-            dlogits = dtarget = None
-            if wanted and dloss is not None:
-                dlogits = operations.cross_entropy_backward(
-                    call, dloss, logits, target, weight, lse, loss
-                )
-            if wanted and dlse is not None:
-                by_lse = _lse_gradient(call, dlse, logits, loss)
-                dlogits = by_lse if dlogits is None else dlogits + by_lse
-            if target_wanted and dloss is not None:
-                dtarget = _target_gradient(call, dloss, logits, weight, loss).to(target.dtype)
-            return dlogits, dtarget
-
-        inputs = (dloss, dlse, *ctx.saved_tensors)
-        gradients = calls.underived(call, "cross_entropy_backward", work, *inputs)
+        logits, target, weight, lse = ctx.saved_tensors
+        options, needs = ops.options_of(loss), (wanted, target_wanted)
+        tensors = (dloss, dlse, logits, target, weight, lse)
+        gradients = losses.gradients(*tensors, options, ctx.backend, needs)
         return (None, None, None, *gradients, None)
-
-
-def _lse_gradient(call: Call, dlse: Tensor, logits: Tensor, loss: Loss) -> Tensor:
-    """By logits lse has the gradient S; under a cap S of capped logits, times the cap's slope.
-
-    In the dtype of lse: dlse may be no number of a half type.
-    """
-    z, slope = logits.to(dlse.dtype), None
-    if loss.softcap:
-        t = torch.tanh(z / loss.softcap)
-        z, slope = loss.softcap * t, (1 - t) * (1 + t)
-    s = operations.rows(call, FUNCTIONS["softmax"].forward, (z,), (loss.axis,))
-    gradient = s * dlse.unsqueeze(loss.axis)
-    return cast(Tensor, gradient if slope is None else gradient * slope).to(logits.dtype)
-
-
-def _target_gradient(
-    call: Call, dloss: Tensor, logits: Tensor, weight: Tensor | None, loss: Loss
-) -> Tensor:
-    """By probabilities Y the loss is linear: -(1 - ε) w log S, scaled by the reduction."""
-    z = logits.to(dloss.dtype)
-    if loss.softcap:
-        z = loss.softcap * torch.tanh(z / loss.softcap)
-    log_s = operations.rows(call, FUNCTIONS["log_softmax"].forward, (z,), (loss.axis,))
-    gradient = log_s * (loss.label_smoothing - 1)
-    if weight is not None:
-        gradient = gradient * weight.reshape([-1 if k == loss.axis else 1 for k in range(z.ndim)])
-    if loss.reduction == "none":
-        dloss = dloss.unsqueeze(loss.axis)
-    elif loss.reduction == "mean":
-        dloss = dloss / (z.numel() // z.shape[loss.axis])
-    return cast(Tensor, gradient * dloss)
 
 
 def cross_entropy(
@@ -335,22 +286,3 @@ def gradient_in_forward(
 ) -> Tensor:
     step: Any = _GradientInForward
     return cast(Tensor, step.apply(backend, loss, weight, logits, target))
-
-
-class _Underivable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, name: str, work: Callable[..., Any], *inputs: Any) -> Any:
-        ctx.name = name
-        return work(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError(
-            f"gpuact.{ctx.name} has no derivative of its own; detach its inputs, or differentiate "
-            "the forward function"
-        )
-
-
-def underivable(name: str, work: Callable[..., Any], *inputs: Any) -> Any:
-    """Run `work` so that a gradient asked of it later is refused, never silently zero."""
-    return _Underivable.apply(name, work, *inputs)  # type: ignore[no-untyped-call]

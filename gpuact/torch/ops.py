@@ -1,0 +1,350 @@
+"""The operators of the namespace gpuact, and the calls that go through them.
+
+`torch.ops.gpuact.NAME` for each function of the catalogue, its backward and its derivative. The
+functions below have the arguments of those in `gpuact.calls`, which hands over to them; torch.compile
+reads them line by line, so they bring arguments into an operator's order and do nothing else: what
+may be wrong is found where an operator computes, or says what it would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .. import arguments, calls, dispatch
+from ..catalogue import FUNCTIONS
+from ..fusion import Dropout, Fusion
+from ..libraries import tracing
+from . import elementwise, losses, rows as of_rows
+from .registry import call, register
+
+Tensor = torch.Tensor
+
+for _function in FUNCTIONS.values():
+    if _function.kind == "elementwise":
+        forward, backward = elementwise.Activation, elementwise.ActivationBackward
+        if _function.sums:
+            forward, backward = elementwise.Learned, elementwise.LearnedBackward
+        for _rule in (forward, backward, elementwise.Derivative):
+            register(_rule(_function))
+    elif _function.kind == "rows":
+        for _rule in (of_rows.Rows, of_rows.RowsBackward):
+            register(_rule(_function))
+for _other in (
+    of_rows.Jacobian,
+    losses.Loss,
+    losses.LossBackward,
+    losses.LossWithGrad,
+    elementwise.Fused,
+    elementwise.FusedBackward,
+):
+    register(_other())
+
+
+# What each learns, in types that torch.compile reads rightly: to it an empty mappingproxy is true.
+_LEARNS = {function.name: tuple(function.sums) for function in FUNCTIONS.values()}
+
+
+def _backend() -> str:
+    """Compiled code runs where its arrays are, whatever `using()` said when it was compiled."""
+    return "" if tracing() else dispatch.chosen.get() or dispatch.ENVIRONMENT
+
+
+def _tensor(name: str, x: Any) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name}: {type(x).__name__} came beside tensors or into compiled code; all arrays of "
+            "a call must be of one library"
+        )
+    return x
+
+
+def _into(out: Any, result: Tensor) -> Any:
+    if out is None:
+        return result
+    _tensor("out", out)
+    if out.dtype != result.dtype or out.shape != result.shape:
+        raise ValueError(
+            f"out: {out.dtype} of shape {tuple(out.shape)} came, the result is {result.dtype} of "
+            f"shape {tuple(result.shape)}"
+        )
+    return out.copy_(result)
+
+
+# -- elementwise ----------------------------------------------------------------------------------
+
+
+def _params(
+    name: str, x: Tensor, params: Mapping[str, Any], channel_axis: Any
+) -> tuple[list[Tensor | None], list[float]]:
+    """Parameters as operators take them: tensors of x's number of dimensions, and numbers."""
+    function = FUNCTIONS[name]
+    tensors: list[Tensor | None] = []
+    numbers: list[float] = []
+    for k in function.forward.parameters:
+        value = arguments.parameter(k, params[k], k in _LEARNS[name])
+        if isinstance(value, float):
+            tensors.append(None)
+            numbers.append(value)
+            continue
+        _tensor(k, value)
+        if channel_axis is ...:
+            shape = arguments.broadcast_shape(k, value, x.shape)
+        else:
+            shape = arguments.channel_shape(k, value, x.shape, channel_axis)
+        tensors.append(value.reshape(shape))
+        numbers.append(0.0)
+    return tensors, numbers
+
+
+def _arguments(name: str, x: Tensor, params: Mapping[str, Any], channel_axis: Any) -> list[Any]:
+    tensors, numbers = _params(name, x, params, channel_axis)
+    return [*tensors, numbers] if _LEARNS[name] else numbers
+
+
+def activation(
+    name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
+) -> Any:
+    x = _tensor("x", x)
+    more = _arguments(name, x, params, channel_axis)
+    return _into(out, call(name, x, *more, _backend()))
+
+
+def derivative(
+    name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
+) -> Any:
+    x = _tensor("x", x)
+    more = _arguments(name, x, params, channel_axis)
+    return _into(out, call(f"{name}_derivative", x, *more, _backend()))
+
+
+def activation_backward(
+    name: str, dy: Any, stored: Mapping[str, Any], *, channel_axis: Any = ..., **params: Any
+) -> tuple[Any, ...]:
+    ((what, kept),) = stored.items()
+    dy, kept = _tensor("dy", dy), _tensor(what, kept)
+    more = _arguments(name, kept, params, channel_axis)
+    learns = _LEARNS[name]
+    if not learns:
+        return (call(f"{name}_backward", dy, kept, *more, _backend()),)
+    dy = dy.to(kept.dtype)
+    wanted = [True] * (1 + len(learns))
+    dx, *sums = call(f"{name}_backward", dy, kept, *more, wanted, _backend())
+    shapes = [getattr(params[k], "shape", ()) for k in learns]
+    return (dx, *[total.reshape(shape) for total, shape in zip(sums, shapes, strict=True)])
+
+
+# -- fused ----------------------------------------------------------------------------------------
+
+NOTHING = Dropout(0.0, 0)
+
+
+def _chance(dropout: Dropout) -> tuple[float, int, int]:
+    return dropout.p, elementwise.signed(dropout.seed), elementwise.signed(dropout.offset)
+
+
+def _fused(
+    activation: Any, dropout: Any, channel_axis: Any, given: tuple[Any, ...]
+) -> tuple[Any, list[Any], list[Any], list[Any], tuple[Any, ...]]:
+    """x; scale, bias, slope and gate as tensors; residual; the numbers; dropout."""
+    x, scale, bias, weight, negative_slope, gate, residual = given
+    x = _tensor("x", x)
+    calls.check_fused(activation, weight)
+    slope = negative_slope if activation == "leaky_relu" else weight
+    tensors: list[Any] = []
+    numbers: list[Any] = []
+    for name, value in (("scale", scale), ("bias", bias), ("weight", slope)):
+        if value is not None:
+            value = arguments.parameter(name, value, True)
+        if value is None or isinstance(value, float):
+            tensors.append(None)
+            numbers.append(value)
+        else:
+            shape = arguments.channel_shape(name, _tensor(name, value), x.shape, channel_axis)
+            tensors.append(value.reshape(shape))
+            numbers.append(None)
+    for name, value in (("gate", gate), ("residual", residual)):
+        if value is not None and _tensor(name, value).shape != x.shape:
+            raise ValueError(f"{name}: shape {tuple(value.shape)} came, x has {tuple(x.shape)}")
+    if dropout is None:
+        dropout = NOTHING
+    elif not isinstance(dropout, Dropout):
+        raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
+    chance = _chance(dropout)
+    x = x if x.is_floating_point() else x.float()
+    return x, [*tensors, gate], [residual], numbers, chance
+
+
+def fused(
+    activation: Any, dropout: Any, channel_axis: Any, out: Any, given: tuple[Any, ...]
+) -> Any:
+    x, tensors, residual, numbers, chance = _fused(activation, dropout, channel_axis, given)
+    args = (activation, *tensors, *residual, *numbers, *chance, _backend())
+    return _into(out, call("fused", x, *args))
+
+
+def fused_gradients(
+    fusion: Fusion,
+    dy: Tensor,
+    x: Tensor,
+    operands: tuple[Any, ...],
+    wanted: tuple[bool, ...],
+    backend: str,
+) -> list[Tensor | None]:
+    """For autograd. operands: scale, bias, slope and gate as tensors, the numbers, None for none."""
+    *tensors, gate, scale, bias, slope = operands
+    chance = _chance(fusion.dropout or NOTHING)
+    params = elementwise.params_of(tensors, (scale, bias, slope))
+    parts = elementwise.Parts(fusion.activation, x, params, gate, chance, backend)
+    found = parts.backward(dy, wanted)
+    return [g if want else None for g, want in zip(found, wanted, strict=True)]
+
+
+def fused_backward(
+    activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
+) -> dict[str, Any]:
+    x, tensors, (residual,), numbers, chance = _fused(activation, dropout, channel_axis, given)
+    dy = _tensor("dy", dy)
+    if dy.shape != x.shape:
+        raise ValueError(f"dy: shape {tuple(dy.shape)} came, x has {tuple(x.shape)}")
+    dy = dy.to(x.dtype)
+    _, scale, bias, weight, _, gate, _ = given
+    named = {"x": x, "scale": scale, "bias": bias, "weight": weight, "gate": gate}
+    wanted = [value is not None for value in named.values()]
+    args = (dy, x, activation, *tensors, *numbers, wanted, *chance, _backend())
+    gradients = call("fused_backward", *args)
+    found = {
+        name: g.reshape(getattr(value, "shape", ()))
+        for (name, value), g in zip(named.items(), gradients, strict=True)
+        if value is not None
+    }
+    if residual is not None:
+        found["residual"] = dy.to(residual.dtype)
+    return found
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def _axes(axis: Any, x: Tensor) -> list[int]:
+    return list(arguments.row_axes(axis, x.ndim))
+
+
+def _dtype(dtype: Any) -> torch.dtype:
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"dtype: {dtype} came, allowed are torch's floating dtypes")
+    return found
+
+
+def rows(
+    name: str,
+    x: Any,
+    axis: Any,
+    dtype: Any,
+    out: Any,
+    scale: Any = 1.0,
+    mask: Any = None,
+    causal: Any = False,
+    all_masked: Any = "nan",
+) -> Any:
+    x = _tensor("x", x)
+    if dtype is not None:
+        x = x.to(_dtype(dtype))
+    args: list[Any] = [x, _axes(axis, x)]
+    if name == "softmax":
+        if mask is not None and _tensor("mask", mask).requires_grad and torch.is_grad_enabled():
+            raise ValueError("mask: came requiring grad; a mask is a constant")
+        scale = arguments.parameter("scale", scale, False)
+        zero = arguments.choice("all_masked", all_masked, ("nan", "zero")) == "zero"
+        args += [scale, mask, arguments.flag("causal", causal), zero]
+    return _into(out, call(name, *args, _backend()))
+
+
+def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> Any:
+    dy, y = _tensor("dy", dy), _tensor("y", y)
+    scale = arguments.parameter("scale", scale, False)
+    return call(f"{name}_backward", dy, y, _axes(axis, y), scale, _backend())
+
+
+def softmax_jacobian(y: Any, axis: Any) -> Any:
+    return call("softmax_jacobian", _tensor("y", y), axis, _backend())
+
+
+# -- cross-entropy --------------------------------------------------------------------------------
+
+
+def _loss(
+    logits: Any,
+    target: Any,
+    *,
+    weight: Any,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    axis: Any,
+) -> tuple[Any, ...]:
+    """Of an operator all arguments but the tensors before them."""
+    logits, target = _tensor("logits", logits), _tensor("target", target)
+    if weight is not None and _tensor("weight", weight).requires_grad and torch.is_grad_enabled():
+        raise ValueError("weight: came requiring grad; class weights are constants")
+    k = calls.class_axis(logits, target, not target.is_floating_point(), axis)
+    smoothing = arguments.parameter("label_smoothing", label_smoothing, False)
+    z_loss = arguments.positive("z_loss", z_loss, True)
+    cap = 0.0 if softcap is None else arguments.positive("softcap", softcap, False)
+    return weight, ignore_index, reduction, smoothing, z_loss, cap, k, _backend()
+
+
+def cross_entropy(
+    logits: Any, target: Any, return_lse: Any, gradient_in_forward: Any, **options: Any
+) -> Any:
+    args = _loss(logits, target, **options)
+    at_once = arguments.flag("gradient_in_forward", gradient_in_forward)
+    if at_once and logits.requires_grad and torch.is_grad_enabled():
+        calls.check_gradient_in_forward(args[2], return_lse, target.requires_grad)
+        return call("cross_entropy_with_grad", logits, target, *args)[0]
+    loss, lse = call("cross_entropy", logits, target, *args)
+    return (loss, lse) if return_lse else loss
+
+
+def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **options: Any) -> Any:
+    args = _loss(logits, target, **options)
+    if not isinstance(dloss, Tensor):
+        number = arguments.parameter("dloss", dloss, False)
+        dloss = torch.full((), number, dtype=_tensor("lse", lse).dtype, device=logits.device)
+    return call("cross_entropy_backward", dloss, logits, target, _tensor("lse", lse), *args)
+
+
+def loss_gradient(
+    backend: str,
+    loss: Any,
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+) -> Any:
+    """dlogits for autograd, on the backend that ran forward."""
+    options = options_of(loss)
+    return call("cross_entropy_backward", dloss, logits, target, lse, weight, *options, backend)
+
+
+def options_of(loss: Any) -> losses.Options:
+    return losses.Options(
+        loss.ignore_index,
+        loss.reduction,
+        loss.label_smoothing,
+        loss.z_loss,
+        loss.softcap,
+        loss.axis,
+    )
+
+
+def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
+    args = _loss(logits, target, **options)
+    loss, dlogits = call("cross_entropy_with_grad", logits, target, *args)
+    return loss, _into(dlogits_out, dlogits)
