@@ -24,7 +24,7 @@ from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
-from .libraries import FLOATING, NUMBERS, Library, dtype_name, library_of, tracing
+from .libraries import FLOATING, NUMBERS, Library, autocast, dtype_name, library_of, tracing
 from .operations import Loss, Reduction
 from .scores import Scores
 
@@ -51,7 +51,7 @@ def _tracked(call: Call, *values: Any) -> bool:
     return False
 
 
-def _ops() -> Any:
+def operators() -> Any:
     """The functions below, over PyTorch's operators. Not cached: torch.compile reads this, too."""
     from .torch import ops
 
@@ -127,8 +127,8 @@ def _axis(channel_axis: Any) -> int:
 def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
-    if tracing():
-        return _ops().activation(name, x, out, channel_axis=channel_axis, **params)
+    if tracing(x):
+        return operators().activation(name, x, out, channel_axis=channel_axis, **params)
     entry: Hashable = name
     if channel_axis is not ...:
         channel_axis = _axis(channel_axis)
@@ -139,7 +139,7 @@ def activation(
     route = routes.find(entry, given)
     if route is None:
         if watched(*given):
-            return _ops().activation(name, x, channel_axis=channel_axis, **params)
+            return operators().activation(name, x, channel_axis=channel_axis, **params)
         function = FUNCTIONS[name]
         call, *ready = _looked_at(
             function, function.forward, x, params, channel_axis, function.integers
@@ -172,7 +172,7 @@ def _activation_into(
     if route is not None and not route.recorded() and route.run_into(given, out):
         return out
     if watched(*given, out):
-        return _ops().activation(name, given[0], out, channel_axis=channel_axis, **params)
+        return operators().activation(name, given[0], out, channel_axis=channel_axis, **params)
     function = FUNCTIONS[name]
     kernel = function.forward
     call, *ready = _looked_at(function, kernel, given[0], params, channel_axis, function.integers)
@@ -206,8 +206,8 @@ def _looked_at(
 def derivative(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
-    if tracing() or watched(x, *params.values(), derived=out is None):
-        return _ops().derivative(name, x, out, channel_axis=channel_axis, **params)
+    if tracing(x) or watched(x, *params.values(), derived=out is None):
+        return operators().derivative(name, x, out, channel_axis=channel_axis, **params)
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
     integers = "refused" if function.integers == "refused" else "float32"
@@ -226,15 +226,19 @@ def activation_backward(
     **params: Any,
 ) -> tuple[Any, ...]:
     """dx, then the gradient of each parameter that has one; `stored` is {"x": x} or {"y": y}."""
-    if tracing():
-        return _ops().activation_backward(name, dy, stored, channel_axis=channel_axis, **params)
+    if tracing(dy):
+        return operators().activation_backward(
+            name, dy, stored, channel_axis=channel_axis, **params
+        )
     ((what, kept),) = stored.items()
     if channel_axis is not ...:
         channel_axis = _axis(channel_axis)
     entry, given = (name, "backward", channel_axis), (dy, kept, *params.values())
     route = routes.find(entry, given)
     if (route is None or route.recorded()) and watched(*given, derived=True):
-        return _ops().activation_backward(name, dy, stored, channel_axis=channel_axis, **params)
+        return operators().activation_backward(
+            name, dy, stored, channel_axis=channel_axis, **params
+        )
     function = FUNCTIONS[name]
     if route is None:
         dy, kept = arguments.array("dy", dy), arguments.array(what, kept)
@@ -273,7 +277,7 @@ def gradient(
     entry, given = (function.name, "gradient", backend), (dy, kept, *params)
     route = routes.find(entry, given)
     if (route is None or route.recorded()) and watched(*given, derived=True):
-        return _ops().call(f"{function.name}_backward", *given, backend)
+        return operators().call(f"{function.name}_backward", *given, backend)
     if route is None:
         library = library_of(dy)
         assert library is not None  # a tensor always has one
@@ -327,24 +331,24 @@ def _fused_entry(activation: Any, dropout: Any, channel_axis: Any) -> tuple[Hash
     return (activation, channel_axis, drops), drops
 
 
-def check_fused(activation: Any, weight: Any) -> Function:
-    """The record of an activation that `fused` takes, with slopes or without."""
-    elementwise = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
-    if activation not in elementwise:
-        raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(elementwise)}")
-    function = FUNCTIONS[activation]
-    if ("weight" in function.forward.parameters) != (weight is not None):
+_ACTIVATIONS = {f.name: f.forward.parameters for f in FUNCTIONS.values() if f.kind == "elementwise"}
+
+
+def check_fused(activation: Any, weight: Any) -> None:
+    """Whether `fused` takes this activation, with slopes or without."""
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(_ACTIVATIONS)}")
+    if ("weight" in _ACTIVATIONS[activation]) != (weight is not None):
         allowed = "slopes" if weight is None else "none"
         came = "none" if weight is None else type(weight).__name__
         raise ValueError(f"weight: {came} came, {activation} takes {allowed}")
-    return function
 
 
 def _fused_looked_at(
     activation: Any, channel_axis: Any, given: Mapping[str, Any]
 ) -> tuple[Call, tuple[Any, ...]]:
     """The long way: the call, and the operands in their order."""
-    function = check_fused(activation, given["weight"])
+    check_fused(activation, given["weight"])
     params = {
         name: arguments.parameter(name, given[name], name != "negative_slope")
         for name in ("scale", "bias", "weight", "negative_slope")
@@ -356,7 +360,8 @@ def _fused_looked_at(
         if name == "x" or given.get(name) is not None
     }
     call = _resolve(arrays, params)
-    x = arguments.activation_input("x", call.library, arrays.pop("x"), function.integers)
+    integers = FUNCTIONS[activation].integers
+    x = arguments.activation_input("x", call.library, arrays.pop("x"), integers)
     x = arguments.floating("x", call.library, x)  # integers count as float32, for relu too
     ready = {**given, "x": x, **_parameters(call.library, x, params, channel_axis)}
     for name, a in arrays.items():
@@ -379,8 +384,8 @@ def fused(
     activation: Any, dropout: Any, channel_axis: Any, out: Any, given: tuple[Any, ...]
 ) -> Any:
     """given: FUSED."""
-    if tracing():
-        return _ops().fused(activation, dropout, channel_axis, out, given)
+    if tracing(given[0]):
+        return operators().fused(activation, dropout, channel_axis, out, given)
     channel_axis = _axis(channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     if not drops:
@@ -391,7 +396,7 @@ def fused(
     if route is not None:
         call, ready = route.call, route.operands(given)
     elif watched(*given, out):
-        return _ops().fused(activation, dropout, channel_axis, out, given)
+        return operators().fused(activation, dropout, channel_axis, out, given)
     else:
         call, ready = _fused_looked_at(
             activation, channel_axis, dict(zip(FUSED, given, strict=True))
@@ -418,8 +423,8 @@ def fused_backward(
     activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
 ) -> dict[str, Any]:
     """given: FUSED."""
-    if tracing() or watched(dy, *given, derived=True):
-        return _ops().fused_backward(activation, dropout, channel_axis, dy, given)
+    if tracing(dy) or watched(dy, *given, derived=True):
+        return operators().fused_backward(activation, dropout, channel_axis, dy, given)
     channel_axis = _axis(channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     route = routes.find(("fused_backward", entry), (*given, dy))
@@ -475,8 +480,10 @@ def rows(
     causal: Any = False,
     all_masked: Any = "nan",
 ) -> Any:
-    if tracing():
-        return _ops().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
+    if tracing(x):
+        return operators().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
+    if dtype is None and out is None:
+        x = autocast(x)
     function = FUNCTIONS[name]
     entry, given = (name, axis, causal, all_masked, _plain(scale)), (x, scale, mask)
     usual = dtype is None and out is None and _told(axis) and type(causal) is bool
@@ -485,7 +492,7 @@ def rows(
         return route.run(given)
     if route is None:
         if watched(x, mask, out):
-            return _ops().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
+            return operators().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
         x = arguments.array("x", x)
         mask = None if mask is None else arguments.array("mask", mask)
         call = resolve(x=x) if mask is None else resolve(x=x, mask=mask)
@@ -559,13 +566,13 @@ def _narrow(library: Library, mask: Array) -> Array:
 
 
 def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> Any:
-    if tracing():
-        return _ops().rows_backward(name, dy, y, axis, scale)
+    if tracing(dy):
+        return operators().rows_backward(name, dy, y, axis, scale)
     kernel = FUNCTIONS[name].backward
     entry, given = (name, "backward", axis, _plain(scale)), (dy, y, scale, None)
     route = routes.find(entry, given) if _told(axis) else None
     if (route is None or route.recorded()) and watched(dy, y, derived=True):
-        return _ops().rows_backward(name, dy, y, axis, scale)
+        return operators().rows_backward(name, dy, y, axis, scale)
     if route is not None and route.launch is not None:
         return route.run(given)
     scale = arguments.parameter("scale", scale, arrays=False)
@@ -591,7 +598,7 @@ def row_gradient(
     given = (dy, y, scale, None)
     route = routes.find(entry, given)
     if (route is None or route.recorded()) and watched(dy, y, derived=True):
-        return _ops().call(f"{function.name}_backward", dy, y, axes, scale, backend)
+        return operators().call(f"{function.name}_backward", dy, y, axes, scale, backend)
     if route is not None and route.launch is not None:
         return route.run(given)
     if route is None:
@@ -628,8 +635,8 @@ def _row_gradient(
 
 
 def softmax_jacobian(y: Any, axis: Any) -> Any:
-    if tracing() or watched(y, derived=True):
-        return _ops().softmax_jacobian(y, axis)
+    if tracing(y) or watched(y, derived=True):
+        return operators().softmax_jacobian(y, axis)
     y = arguments.array("y", y)
     call = resolve(y=y)
     y = arguments.floating("y", call.library, y)
@@ -828,13 +835,13 @@ class LossCall:
 def cross_entropy(
     logits: Any, target: Any, return_lse: Any, gradient_in_forward: Any, **options: Any
 ) -> Any:
-    if tracing():
-        return _ops().cross_entropy(logits, target, return_lse, gradient_in_forward, **options)
+    if tracing(logits):
+        return operators().cross_entropy(logits, target, return_lse, gradient_in_forward, **options)
     entry = _loss_entry("cross_entropy", options) if type(gradient_in_forward) is bool else None
     given = (logits, target, options["weight"])
     prepared, recorded = _find_loss(entry, given)
     if prepared is None and watched(*given):
-        return _ops().cross_entropy(logits, target, return_lse, gradient_in_forward, **options)
+        return operators().cross_entropy(logits, target, return_lse, gradient_in_forward, **options)
     if prepared is not None and not (recorded and gradient_in_forward):
         if recorded:
             value, lse = _autograd().cross_entropy(
@@ -876,15 +883,15 @@ def check_gradient_in_forward(reduction: str, return_lse: bool, learned: bool) -
 
 
 def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **options: Any) -> Any:
-    if tracing():
-        return _ops().cross_entropy_backward(dloss, logits, target, lse, **options)
+    if tracing(logits):
+        return operators().cross_entropy_backward(dloss, logits, target, lse, **options)
     entry = _loss_entry("cross_entropy_backward", options)
     given = (logits, target, options["weight"], dloss, lse)
     prepared, recorded = _find_loss(entry, given)
     if prepared is not None and not recorded:
         return prepared.backward(dloss, logits, target, options["weight"], lse)
     if watched(*given, derived=True):
-        return _ops().cross_entropy_backward(dloss, logits, target, lse, **options)
+        return operators().cross_entropy_backward(dloss, logits, target, lse, **options)
     c = LossCall(logits, target, dloss=dloss, lse=lse, **options)
     shape = c.row_shape if c.loss.reduction == "none" else ()
     dloss, lse = c.of_rows("dloss", shape), c.of_rows("lse", c.row_shape)
@@ -910,7 +917,7 @@ def loss_gradient(
     if prepared is not None and not recorded:
         return prepared.backward(dloss, logits, target, weight, lse)
     if watched(*given, derived=True):
-        return _ops().loss_gradient(backend, loss, dloss, logits, target, weight, lse)
+        return operators().loss_gradient(backend, loss, dloss, logits, target, weight, lse)
     library = library_of(logits)
     assert library is not None  # a tensor always has one
     call = Call(library, logits, backend)
@@ -923,15 +930,15 @@ def loss_gradient(
 
 
 def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
-    if tracing():
-        return _ops().cross_entropy_with_grad(logits, target, dlogits_out, **options)
+    if tracing(logits):
+        return operators().cross_entropy_with_grad(logits, target, dlogits_out, **options)
     entry = _loss_entry("cross_entropy_with_grad", options) if dlogits_out is None else None
     given = (logits, target, options["weight"])
     prepared, recorded = _find_loss(entry, given)
     if prepared is not None and not recorded:
         return prepared.with_grad(*given)
     if watched(*given, dlogits_out, derived=dlogits_out is None):
-        return _ops().cross_entropy_with_grad(logits, target, dlogits_out, **options)
+        return operators().cross_entropy_with_grad(logits, target, dlogits_out, **options)
     c = LossCall(logits, target, **options)
     c.learn(entry, given)
     if dlogits_out is not None:

@@ -34,10 +34,25 @@ FACTS: dict[type, Callable[[Any], Hashable]] = dict.fromkeys(NUMBERS, type)
 inside: ContextVar[bool] = ContextVar("gpuact_inside", default=False)
 
 
-def tracing() -> bool:
+def tracing(x: Any) -> bool:
     """Whether torch.compile reads this code, instead of Python running it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.compiler.is_dynamo_compiling()
+    if not hasattr(x, "__torch_function__"):
+        return False
+    import torch  # which is there, as x is; and a trace that asked sys.modules would copy it whole
+
+    return torch.compiler.is_dynamo_compiling()
+
+
+def autocast(x: Any) -> Any:
+    """A half type in float32 where torch.autocast is on: what it does with softmax."""
+    if not hasattr(x, "__torch_function__"):
+        return x
+    import torch
+
+    if not torch._C._is_any_autocast_enabled():
+        return x
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if half and torch.is_autocast_enabled(x.device.type) else x
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -359,7 +374,8 @@ class Torch(Library):
         return int(x.element_size())
 
     def writable(self, x: Any) -> bool:
-        return not x.is_neg()  # a view whose sign is kept apart from its memory
+        # a view whose sign is kept apart from its memory; a trace copies into it rightly
+        return tracing(x) or not x.is_neg()
 
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return self.xp.empty(tuple(shape), dtype=getattr(self.xp, dtype), device=like.device)
@@ -502,6 +518,8 @@ _libraries: dict[str, Library] = {"numpy": Library()}
 
 def library_of(x: Any) -> Library | None:
     """The library whose array x is, or None."""
+    if tracing(x):
+        return _libraries["torch"]
     if isinstance(x, np.ndarray):
         return _libraries["numpy"]
     for name, kind, make in (("torch", "Tensor", Torch), ("cupy", "ndarray", CuPy)):

@@ -37,7 +37,7 @@ def _deliver(
     """Write the result into `out`, by way of new memory where a direct write would be wrong."""
     library = call.library
     target = fresh() if out is None else out
-    indirect = out is not None and (
+    indirect = (out is not None and call.computes) and (
         not library.shares(out, call.backend)
         or any(overlap(library, out, x) and not same_memory(library, out, x) for x in inputs)
     )

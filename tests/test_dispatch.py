@@ -21,7 +21,7 @@ import gpuact
 from gpuact import dispatch, routes
 from gpuact.backends import BACKENDS
 from gpuact.catalogue import FUNCTIONS, Function, Pass
-from gpuact.libraries import library_of
+from gpuact.libraries import Torch, library_of
 from tests import harness
 from tests.bounds import DTYPES
 from tests.libraries import TORCH, libraries
@@ -219,13 +219,13 @@ def test_two_devices(name):
         MIXED[name](x, x.to("meta"))
 
 
-def test_a_device_that_nobody_runs_on():
+def test_a_device_that_nobody_runs_on(monkeypatch):
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match="PyTorch on meta came, allowed are NumPy, CuPy, PyTorch"):
-        gpuact.relu(torch.empty(3, device="meta"))
-    with pytest.raises(TypeError, match=r"^logits: .*PyTorch on meta came"):
-        logits = torch.empty(3, 2, device="meta")
-        gpuact.cross_entropy(logits, torch.empty(3, dtype=torch.int64, device="meta"))
+    monkeypatch.setattr(Torch, "home", lambda self, x: "PyTorch on mps")
+    with pytest.raises(TypeError, match="PyTorch on mps came, allowed are NumPy, CuPy, PyTorch"):
+        gpuact.relu(torch.ones(3, 7, 1, 11))
+    with pytest.raises(TypeError, match=r"^logits: .*PyTorch on mps came"):
+        gpuact.cross_entropy(torch.ones(3, 2, 1, 11), torch.zeros(3, 2, 1, dtype=torch.int64))
 
 
 # -- torch tensors on the CPU ---------------------------------------------------------------------

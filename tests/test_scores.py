@@ -471,9 +471,8 @@ def test_gradcheck(lib):
     ]
     for call in calls:
         assert torch.autograd.gradcheck(call, (x,))
-    with pytest.raises(NotImplementedError, match=r"^gpuact\.softmax_backward has no derivative"):
-        y = calls[0](x)
-        torch.autograd.grad(y.square().sum(), x, create_graph=True)[0].sum().backward()
+        if lib.family != "interpreter":  # a minute
+            assert torch.autograd.gradgradcheck(call, (x,))
 
 
 @on_torch

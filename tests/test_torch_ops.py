@@ -1,4 +1,4 @@
-"""PyTorch's operators over gpuact: derivatives of every order, transformations, compilation, export.
+"""PyTorch's operators over gpuact: derivatives of every order, torch.func, compilation, export.
 
 One table of calls, `CALLS`, on which every way of calling is tried.
 """
@@ -18,7 +18,7 @@ torch = harness.torch_or_skip()
 
 import gpuact
 from gpuact.catalogue import FUNCTIONS
-from gpuact.torch import ops, registry
+from gpuact.torch import ops, registry  # noqa: F401 (registers the operators)
 
 # torch's own forward mode is built of scripts
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -26,9 +26,9 @@ Tensor = torch.Tensor
 
 
 def leaf(*shape: int, seed: int = 0, dtype: Any = torch.float64) -> Tensor:
-    """No element near a kink."""
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(0.2, 2.0, shape) * rng.choice([-1.0, 1.0], shape)
+    """Numbers of both signs, none near a kink."""
+    x = np.random.default_rng(seed).uniform(0.2, 2.0, shape)
+    x = np.where(np.arange(x.size).reshape(shape) % 3 == 1, -x, x)
     return torch.from_numpy(np.asarray(x)).to(dtype).requires_grad_()
 
 
@@ -479,7 +479,7 @@ def test_opcheck(name, permuted):
         given = tuple(
             a.detach().clone().requires_grad_(derivable)
             if isinstance(a, Tensor) and a.is_floating_point() and not (
-                a is WEIGHT or a.shape == (4,) and "cross_entropy" in op._opname)
+                a.shape == (4,) and "cross_entropy" in op._opname)
             else a
             for a in args
         )  # fmt: skip
@@ -541,6 +541,9 @@ INDUCED = ("tanh", "linear", "prelu, channels", "softmax, scores", "log_softmax,
            "cross_entropy, mean, classes, all options", "fused, dropout")  # fmt: skip
 
 
+@pytest.mark.filterwarnings(  # of how torch finds a compiler
+    "ignore:The distutils package:DeprecationWarning", "ignore:Distutils was imported before"
+)
 @pytest.mark.parametrize(
     "name", [n if n in INDUCED else pytest.param(n, marks=pytest.mark.slow) for n in CALLS]
 )
@@ -561,14 +564,16 @@ def test_no_recompilation_for_another_length(name):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     ours, _ = REFERENCES[name]
-    for dynamic, graphs in ((True, 1), (None, 2)):
+    for dynamic, more in ((True, 0), (None, 1)):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(ours, fullgraph=True, backend=counter, dynamic=dynamic)
+        counts = []
         for n in (5, 7, 11, 64, 1000, 50257):
             x = torch.randn(2, n, dtype=torch.float64)
             assert close(compiled(x), ours(x))
-        assert counter.frame_count <= graphs
+            counts.append(counter.frame_count)
+        assert counts[-1] <= counts[0] + more
 
 
 class Network(torch.nn.Module):
@@ -584,7 +589,7 @@ class Network(torch.nn.Module):
         y = gpuact.prelu(y, self.weight)
         y = gpuact.fused(y, "prelu", weight=self.weight, bias=1.0, gate=x)
         loss, lse = gpuact.cross_entropy(y, target, return_lse=True, z_loss=0.1)
-        return loss, lse, gpuact.softmax(y, 0), gpuact.log_softmax(y, causal_axis := 1)
+        return loss, lse, gpuact.softmax(y, 0), gpuact.log_softmax(y, 1)
 
 
 @pytest.mark.parametrize("strict", (False, True), ids=("non-strict", "strict"))
@@ -599,8 +604,9 @@ def test_export_round_trips(strict, tmp_path):
     assert {f"gpuact.{name}.default" for name in (*FUNCTIONS, "fused")} <= names
     torch.export.save(exported, tmp_path / "network.pt2")
     loaded = torch.export.load(tmp_path / "network.pt2").module()
-    for x, target in ((x, target), (leaf(5, 4, seed=1).detach(), torch.tensor([0, 1, 2, 3, 0]))):
-        assert equal(loaded(x, target), network(x, target))
+    others = leaf(5, 4, seed=1).detach(), torch.tensor([0, 1, 2, 3, 0])
+    for inputs in ((x, target), others):
+        assert equal(loaded(*inputs), network(*inputs))
 
 
 def test_compiled_out_and_options():
@@ -668,7 +674,9 @@ def test_autocast(name, compiled):
     for _ in range(2):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = function(x)
-        assert y.dtype == (torch.bfloat16 if FUNCTIONS[name].kind == "elementwise" else torch.float32)
+        assert y.dtype == (
+            torch.bfloat16 if FUNCTIONS[name].kind == "elementwise" else torch.float32
+        )
         if FUNCTIONS[name].kind == "rows":
             assert torch.equal(y, ours(x.float()))
         (dx,) = torch.autograd.grad(y.sum(), x)

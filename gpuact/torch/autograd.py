@@ -20,7 +20,6 @@ from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss, PreparedLoss
 from ..routes import Route
-from . import losses, ops
 
 Tensor = torch.Tensor
 
@@ -90,13 +89,13 @@ class _Learned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         function: Function = ctx.function
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = saved = ctx.saved_tensors  # once: a checkpoint gives each of them once
         names = ("x", *function.forward.parameters)
         wanted = ctx.needs_input_grad[3:]
-        if calls.watched(dy, *ctx.saved_tensors, derived=True):
+        if calls.watched(dy, *saved, derived=True):
             numbers = [0.0 if n is None else n for n in ctx.numbers]
             args = (dy, x, *tensors, numbers, list(wanted), ctx.backend)
-            gradients = ops.call(f"{function.name}_backward", *args)
+            gradients = calls.operators().call(f"{function.name}_backward", *args)
             found = dict(zip(names, gradients, strict=True))
         else:
             # what is not kept is not read: anything of its shape will do
@@ -138,11 +137,12 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, *tensors, gate = ctx.saved_tensors
+        x, *tensors, gate = saved = ctx.saved_tensors
         x = dy if x is None else x  # what is not kept is not read: anything of its shape will do
         residual = dy if ctx.needs_input_grad[-1] else None
-        if calls.watched(dy, *ctx.saved_tensors, derived=True):
+        if calls.watched(dy, *saved, derived=True):
             operands = (*tensors, gate, *ctx.numbers)
+            ops = calls.operators()
             gradients = ops.fused_gradients(ctx.fusion, dy, x, operands, ctx.wanted, ctx.backend)
             return None, None, *gradients, residual
         params, names = _either(ctx.numbers, tensors), operations.GRADIENTS
@@ -226,9 +226,9 @@ class _CrossEntropy(torch.autograd.Function):
             dlogits = calls.loss_gradient(ctx.backend, loss, dloss, *ctx.saved_tensors)
             return (None, None, None, dlogits, None, None)
         logits, target, weight, lse = ctx.saved_tensors
-        options, needs = ops.options_of(loss), (wanted, target_wanted)
-        tensors = (dloss, dlse, logits, target, weight, lse)
-        gradients = losses.gradients(*tensors, options, ctx.backend, needs)
+        needs = wanted, target_wanted
+        tensors = dloss, dlse, logits, target, weight, lse
+        gradients = calls.operators().loss_gradients(ctx.backend, loss, needs, *tensors)
         return (None, None, None, *gradients, None)
 
 

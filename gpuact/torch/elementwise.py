@@ -42,7 +42,7 @@ class Activation(Rule):
 
     def __init__(self, function: Function) -> None:
         self.function, self.name = function, function.name
-        self.parameters = function.forward.parameters
+        self.parameters, self.inline = function.forward.parameters, function.forward
         self.schema = f"(Tensor x{''.join(f', float {p}' for p in self.parameters)}) -> Tensor"
 
     def run(self, x: Tensor, *numbers: float) -> Any:
@@ -70,7 +70,7 @@ class ActivationBackward(Rule):
 
     def __init__(self, function: Function) -> None:
         self.function, self.name = function, f"{function.name}_backward"
-        self.parameters = function.forward.parameters
+        self.parameters, self.inline = function.forward.parameters, function.backward
         reads = function.backward.reads[1]
         numbers = "".join(f", float {p}" for p in self.parameters)
         self.schema = f"(Tensor dy, Tensor {reads}{numbers}) -> Tensor"
@@ -132,13 +132,17 @@ class Learned(Rule):
 
     def __init__(self, function: Function) -> None:
         self.function, self.name = function, function.name
-        self.parameters = function.forward.parameters
+        self.parameters, self.inline = function.forward.parameters, function.forward
         self.schema = f"(Tensor x{_tensors(self.parameters)}) -> Tensor"
 
     def run(self, x: Tensor, *params: Any) -> Any:
         *tensors, numbers = params
         given = dict(zip(self.parameters, params_of(tensors, numbers), strict=True))
         return calls.activation(self.name, x, **given)
+
+    def inlined(self, x: Tensor, *params: Any) -> Args | None:
+        *tensors, numbers = params
+        return None if any(t is not None for t in tensors) else (x, *numbers)
 
     def keep(self, ctx: Any, inputs: Args, output: Any) -> None:
         x, *tensors, numbers, backend = inputs
@@ -181,7 +185,7 @@ class LearnedBackward(Rule):
 
     def __init__(self, function: Function) -> None:
         self.function, self.name = function, f"{function.name}_backward"
-        self.parameters = function.forward.parameters
+        self.parameters, self.inline = function.forward.parameters, function.backward
         self.count = len(self.parameters)
         results = ", ".join(["Tensor"] * (1 + self.count))
         self.schema = (
@@ -198,6 +202,17 @@ class LearnedBackward(Rule):
         asked = {name for name, want in zip(names, wanted, strict=True) if want}
         found = calls.backward(resolve(dy=dy, x=x), self.function, named, asked)
         return tuple([found.get(name, dy.new_empty(0)) for name in names])
+
+    def inlined(self, dy: Tensor, x: Tensor | None, *params: Any) -> Args | None:
+        *tensors, numbers, wanted = params
+        if any(t is not None for t in tensors) or any(wanted[1:]):
+            return None
+        named = {"dy": dy, "x": x, **dict(zip(self.parameters, numbers, strict=True))}
+        kernel = self.function.backward
+        return tuple([named[name] for name in (*kernel.reads, *kernel.parameters)])
+
+    def delivered(self, result: Tensor) -> Any:
+        return result, *[result.new_empty(0) for _ in self.parameters]
 
     def keep(self, ctx: Any, inputs: Args, output: Any) -> None:
         dy, x, *tensors, numbers, wanted, backend = inputs
@@ -248,7 +263,7 @@ class LearnedBackward(Rule):
             shape, dtype = ((1,) * dy.ndim, dy.dtype) if t is None else (t.shape, t.dtype)
             summed = total(terms) if terms else torch.zeros_like(dy)
             found.append(summed.sum_to_size(shape).to(dtype) if want else dy.new_zeros(0))
-        return tuple([found[0] if ctx.wanted[0] else dy.new_zeros(0), *found[1:]])
+        return (found[0] if ctx.wanted[0] else dy.new_zeros(0), *found[1:])
 
     def vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         """Each sample has sums of its own, of shared parameters too."""
@@ -276,7 +291,7 @@ class Derivative(Rule):
 
     def __init__(self, function: Function) -> None:
         self.function, self.name = function, f"{function.name}_derivative"
-        self.parameters = function.forward.parameters
+        self.parameters, self.inline = function.forward.parameters, function.slope
         self.learns = bool(function.sums)
         rule: Any = Learned if self.learns else Activation
         self.schema = rule(function).schema
@@ -289,9 +304,24 @@ class Derivative(Rule):
         given = dict(zip(self.parameters, params, strict=True))
         return calls.derivative(self.function.name, x, **given)
 
+    def inlined(self, x: Tensor, *params: Any) -> Args | None:
+        if self.learns:
+            *tensors, params = params
+            if any(t is not None for t in tensors):
+                return None
+        named = dict(zip(self.parameters, params, strict=True))
+        assert self.inline is not None
+        return x, *[named[name] for name in self.inline.parameters]
+
     def vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         found: tuple[Any, Any] = self._vmap(self, info, in_dims, *args)
         return found
+
+
+def rules(function: Function) -> tuple[Rule, ...]:
+    if function.sums:
+        return Learned(function), LearnedBackward(function), Derivative(function)
+    return Activation(function), ActivationBackward(function), Derivative(function)
 
 
 # -- fused ----------------------------------------------------------------------------------------
@@ -307,7 +337,7 @@ def _dropout(p: float, seed: int, offset: int) -> Dropout | None:
 
 
 def _unsigned(n: Any) -> int:
-    """64 bits of which an operator has a signed number, or a trace a symbol, which no value needs."""
+    """64 bits, which an operator has as a signed number, and a trace as a symbol: any will do."""
     return n % 2**64 if isinstance(n, int) else 0
 
 
@@ -334,7 +364,7 @@ class Fused(Rule):
         return operations.fused(call, fusion, x, params, gate, residual)
 
     def keep(self, ctx: Any, inputs: Args, output: Any) -> None:
-        x, activation, scale, bias, slope, gate, residual, *more = inputs
+        x, activation, scale, bias, slope, gate, _, *more = inputs
         ctx.activation, ctx.more = activation, tuple(more)
         ctx.save_for_backward(x, scale, bias, slope, gate)
         ctx.save_for_forward(x, scale, bias, slope, gate)
@@ -372,9 +402,7 @@ class Fused(Rule):
             front(info, t, dim, expand=False)
             for t, dim in zip(tensors[:3], in_dims[2:5], strict=True)
         ]
-        beside = [
-            front(info, t, dim) for t, dim in zip(tensors[3:], in_dims[5:7], strict=True)
-        ]
+        beside = [front(info, t, dim) for t, dim in zip(tensors[3:], in_dims[5:7], strict=True)]
         return call("fused", x, activation, *params, *beside, *more), 0
 
 

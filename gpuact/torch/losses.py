@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import calls
+from ..catalogue import Function
 from .registry import Args, Rule, call, front, save, total, wide
 
 Tensor = torch.Tensor
@@ -148,12 +149,9 @@ class Loss(Rule):
         save(ctx, logits, target, weight, lse)
 
     def backward(self, ctx: Any, dloss: Tensor | None, dlse: Tensor | None) -> Any:
-        logits, target, weight, lse = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dlogits = gradients(
-            dloss, dlse, logits, target, weight, lse, ctx.options, ctx.backend, needs
-        )
-        return *dlogits, *[None] * 8
+        needs = ctx.needs_input_grad[:2]
+        found = gradients(ctx.options, ctx.backend, needs, dloss, dlse, *ctx.saved_tensors)
+        return *found, *[None] * 8
 
     def jvp(self, ctx: Any, tlogits: Any, ttarget: Any, *_: Any) -> Any:
         logits, target, weight, lse = ctx.saved_tensors
@@ -199,15 +197,15 @@ def _denominators(info: Any, target: Tensor, weight: Any, losses: Tensor, option
 
 
 def gradients(
+    options: Options,
+    backend: str,
+    needs: Sequence[bool],
     dloss: Tensor | None,
     dlse: Tensor | None,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     lse: Tensor,
-    options: Options,
-    backend: str,
-    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """By logits and by target, differentiable: of the loss, of lse, or of both."""
     dlogits, dtarget = [], None
@@ -341,3 +339,7 @@ class LossWithGrad(Rule):
         (dlogits,) = ctx.saved_tensors
         gradient = None if dloss is None else (wide(dlogits) * dloss).to(dlogits.dtype)
         return gradient, *[None] * 9
+
+
+def rules(function: Function) -> tuple[Rule, ...]:
+    return Loss(), LossBackward(), LossWithGrad()

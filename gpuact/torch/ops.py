@@ -1,9 +1,9 @@
 """The operators of the namespace gpuact, and the calls that go through them.
 
 `torch.ops.gpuact.NAME` for each function of the catalogue, its backward and its derivative. The
-functions below have the arguments of those in `gpuact.calls`, which hands over to them; torch.compile
-reads them line by line, so they bring arguments into an operator's order and do nothing else: what
-may be wrong is found where an operator computes, or says what it would.
+functions below have the arguments of those in `gpuact.calls`, which hands over to them;
+torch.compile reads them line by line, so they bring arguments into an operator's order and do
+little else: most of what may be wrong is found where an operator computes, or says what it would.
 """
 
 from __future__ import annotations
@@ -16,40 +16,36 @@ import torch
 from .. import arguments, calls, dispatch
 from ..catalogue import FUNCTIONS
 from ..fusion import Dropout, Fusion
-from ..libraries import tracing
-from . import elementwise, losses, rows as of_rows
+from ..libraries import library_of
+from ..operations import Loss
+from . import elementwise, losses
+from . import rows as of_rows
 from .registry import call, register
 
 Tensor = torch.Tensor
 
+_RULES = {"elementwise": elementwise.rules, "rows": of_rows.rules, "loss": losses.rules}
 for _function in FUNCTIONS.values():
-    if _function.kind == "elementwise":
-        forward, backward = elementwise.Activation, elementwise.ActivationBackward
-        if _function.sums:
-            forward, backward = elementwise.Learned, elementwise.LearnedBackward
-        for _rule in (forward, backward, elementwise.Derivative):
-            register(_rule(_function))
-    elif _function.kind == "rows":
-        for _rule in (of_rows.Rows, of_rows.RowsBackward):
-            register(_rule(_function))
-for _other in (
-    of_rows.Jacobian,
-    losses.Loss,
-    losses.LossBackward,
-    losses.LossWithGrad,
-    elementwise.Fused,
-    elementwise.FusedBackward,
-):
-    register(_other())
+    for _rule in _RULES[_function.kind](_function):
+        register(_rule)
+for _rule in (of_rows.Jacobian(), elementwise.Fused(), elementwise.FusedBackward()):
+    register(_rule)
 
 
-# What each learns, in types that torch.compile reads rightly: to it an empty mappingproxy is true.
-_LEARNS = {function.name: tuple(function.sums) for function in FUNCTIONS.values()}
+# Of each activation the parameters, and those it learns. In dicts: of a mappingproxy torch.compile
+# says that an empty one is true, and it gives up on one once any dict was changed.
+_PARAMETERS = {f.name: f.forward.parameters for f in FUNCTIONS.values() if f.kind == "elementwise"}
+_LEARNS = {name: tuple(FUNCTIONS[name].sums) for name in _PARAMETERS}
+TORCH: Any = library_of(torch.empty(0))  # known from here on, not first met in a trace
 
 
 def _backend() -> str:
     """Compiled code runs where its arrays are, whatever `using()` said when it was compiled."""
-    return "" if tracing() else dispatch.chosen.get() or dispatch.ENVIRONMENT
+    return (
+        ""
+        if torch.compiler.is_dynamo_compiling()
+        else dispatch.chosen.get() or dispatch.ENVIRONMENT
+    )
 
 
 def _tensor(name: str, x: Any) -> Tensor:
@@ -61,14 +57,14 @@ def _tensor(name: str, x: Any) -> Tensor:
     return x
 
 
-def _into(out: Any, result: Tensor) -> Any:
+def _into(out: Any, result: Tensor, name: str = "out") -> Any:
     if out is None:
         return result
-    _tensor("out", out)
-    if out.dtype != result.dtype or out.shape != result.shape:
+    arguments.output(TORCH, out, result.shape, TORCH.dtype(result), result, name)
+    if (result.requires_grad or out.requires_grad) and torch.is_grad_enabled():
         raise ValueError(
-            f"out: {out.dtype} of shape {tuple(out.shape)} came, the result is {result.dtype} of "
-            f"shape {tuple(result.shape)}"
+            f"{name}: came with a tensor that requires grad; allowed are tensors that do not, or "
+            f"no {name}"
         )
     return out.copy_(result)
 
@@ -80,10 +76,9 @@ def _params(
     name: str, x: Tensor, params: Mapping[str, Any], channel_axis: Any
 ) -> tuple[list[Tensor | None], list[float]]:
     """Parameters as operators take them: tensors of x's number of dimensions, and numbers."""
-    function = FUNCTIONS[name]
     tensors: list[Tensor | None] = []
     numbers: list[float] = []
-    for k in function.forward.parameters:
+    for k in _PARAMETERS[name]:
         value = arguments.parameter(k, params[k], k in _LEARNS[name])
         if isinstance(value, float):
             tensors.append(None)
@@ -193,7 +188,7 @@ def fused_gradients(
     wanted: tuple[bool, ...],
     backend: str,
 ) -> list[Tensor | None]:
-    """For autograd. operands: scale, bias, slope and gate as tensors, the numbers, None for none."""
+    """For autograd. operands: scale, bias, slope and gate as tensors, then numbers, or None."""
     *tensors, gate, scale, bias, slope = operands
     chance = _chance(fusion.dropout or NOTHING)
     params = elementwise.params_of(tensors, (scale, bias, slope))
@@ -260,7 +255,8 @@ def rows(
         scale = arguments.parameter("scale", scale, False)
         zero = arguments.choice("all_masked", all_masked, ("nan", "zero")) == "zero"
         args += [scale, mask, arguments.flag("causal", causal), zero]
-    return _into(out, call(name, *args, _backend()))
+    y = call(name, *args, _backend())
+    return _into(out, y if dtype is None else y.to(_dtype(dtype)))
 
 
 def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> Any:
@@ -321,7 +317,7 @@ def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **opt
 
 def loss_gradient(
     backend: str,
-    loss: Any,
+    loss: Loss,
     dloss: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -329,11 +325,16 @@ def loss_gradient(
     lse: Tensor,
 ) -> Any:
     """dlogits for autograd, on the backend that ran forward."""
-    options = options_of(loss)
+    options = _options_of(loss)
     return call("cross_entropy_backward", dloss, logits, target, lse, weight, *options, backend)
 
 
-def options_of(loss: Any) -> losses.Options:
+def loss_gradients(backend: str, loss: Loss, needs: tuple[bool, bool], *tensors: Any) -> Any:
+    """For autograd: of loss, lse or both, by logits, by probabilities, or both."""
+    return losses.gradients(_options_of(loss), backend, needs, *tensors)
+
+
+def _options_of(loss: Loss) -> losses.Options:
     return losses.Options(
         loss.ignore_index,
         loss.reduction,
@@ -347,4 +348,4 @@ def options_of(loss: Any) -> losses.Options:
 def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
     args = _loss(logits, target, **options)
     loss, dlogits = call("cross_entropy_with_grad", logits, target, *args)
-    return loss, _into(dlogits_out, dlogits)
+    return loss, _into(dlogits_out, dlogits, "dlogits_out")

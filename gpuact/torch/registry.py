@@ -10,12 +10,15 @@ there is a derivative of every order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 
 from .. import dispatch
 from ..backends import SHAPES
+from ..catalogue import Pass
 
 Tensor = torch.Tensor
 Args = tuple[Any, ...]
@@ -29,10 +32,19 @@ class Rule:
     name: str
     schema: str  # without `str backend`
     autocast: torch.dtype | None = None  # what its inputs are cast to under torch.autocast
+    inline: Pass | None = None  # what torch.compile may launch by itself
 
     def run(self, *args: Any) -> Any:
         """On plain tensors; on tensors without memory, too."""
         raise NotImplementedError
+
+    def inlined(self, *args: Any) -> Args | None:
+        """The operands of that pass, if it does for these arguments."""
+        return args
+
+    def delivered(self, result: Tensor) -> Any:
+        """The operator's results, of that of the pass."""
+        return result
 
     def keep(self, ctx: Any, inputs: Args, output: Any) -> None:
         """What the derivatives read."""
@@ -142,8 +154,65 @@ def register(rule: Rule) -> None:
     if rule.autocast is not None:
         for device in ("cpu", "cuda"):
             op.register_autocast(device, rule.autocast)
+    if rule.inline is not None and find_spec("triton"):
+        _register_inline(op, rule, rule.inline, count)
     _operators[rule.name] = getattr(getattr(torch.ops, NAMESPACE), rule.name).default
     _functions[rule.name] = _function(rule)
+
+
+def _register_inline(op: Any, rule: Rule, kernel: Pass, count: int) -> None:
+    """Let torch.compile see the kernel in the place of the operator, where one kernel does: what
+    makes a `triton_op` of it."""
+    from torch._library import triton as kernels_of
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+    from . import inline
+
+    body, reads = inline.body(kernel), len(kernel.reads)
+
+    def traced(mode: Any, func: Any, types: Any, args: Args, kwargs: Any) -> Any:
+        from torch.export._trace import custom_triton_ops_decomposition_disabled  # takes a second
+
+        at_home = not any(args[count:])
+        if at_home and not custom_triton_ops_decomposition_disabled():
+            operands = rule.inlined(*args[:count])
+            with mode:
+                if operands and inline.fits(operands[:reads], operands[reads:]):
+                    return rule.delivered(body(*operands))
+        return mode.__torch_dispatch__(func, types, args, kwargs)
+
+    op.register_torch_dispatch(FunctionalTensorMode, traced)
+    # The key of compiled code that PyTorch keeps: with it, the text of another kernel is another.
+    found = getattr(kernels_of, "triton_ops_to_kernels", {})
+    found[f"{NAMESPACE}::{rule.name}"] = [inline.kernel_of(kernel)]
+
+
+def _below(jvp: Callable[..., Any], ctx: Any, tangents: Args) -> Any:
+    """The tangents of a result, computed below the level of forward mode that asks for them.
+
+    PyTorch turns forward mode off in here. What is computed on the level itself then has no tangent
+    on any other, and a derivative of this one by forward mode would silently be 0.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return jvp(ctx, *tangents)
+    from torch._C._functorch import _unwrap_for_grad, _wrap_for_grad
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+    interpreter = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+
+    def each(change: Callable[..., Tensor], values: Any) -> tuple[Any, ...]:
+        return tuple([change(v, level) if isinstance(v, Tensor) else v for v in values])
+
+    below = SimpleNamespace(**{k: v for k, v in vars(ctx).items() if not k.startswith("_")})
+    below.saved_tensors = each(_unwrap_for_grad, ctx.saved_tensors)
+    tangents = each(_unwrap_for_grad, tangents)
+    enabled: Any = torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+    with torch.enable_grad(), enabled, interpreter.lower():
+        result = jvp(below, *tangents)
+    if isinstance(result, Tensor):
+        return _wrap_for_grad(result, level)
+    return each(_wrap_for_grad, result)
 
 
 def _function(rule: Rule) -> Any:
@@ -162,7 +231,7 @@ def _function(rule: Rule) -> Any:
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
-            return rule.jvp(ctx, *tangents)
+            return _below(rule.jvp, ctx, tangents)
 
         @staticmethod
         def vmap(info: Any, in_dims: Args, *args: Any) -> Any:

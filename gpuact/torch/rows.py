@@ -133,6 +133,10 @@ class RowsBackward(Rule):
         return call(self.name, dy, y, _behind(axes), *more), 0
 
 
+def rules(function: Function) -> tuple[Rule, ...]:
+    return Rows(function), RowsBackward(function)
+
+
 class Jacobian(Rule):
     """diag(s) - s sᵀ over two new last axes."""
 
