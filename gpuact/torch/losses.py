@@ -184,15 +184,19 @@ class Loss(Rule):
         return (loss, lse), (0, 0)
 
 
-def _denominators(info: Any, target: Tensor, weight: Any, losses: Tensor, options: Options) -> Any:
-    """What each sample's mean divides by."""
-    if target.is_floating_point():
-        return losses.numel() / max(1, info.batch_size)
-    counts = target != options.ignore_index
+def weight_of_targets(target: Tensor, weight: Any, ignore_index: int, like: Tensor) -> Tensor:
+    """Of each row, what it counts in a mean; target: classes, like: of the loss's dtype."""
+    counts = target != ignore_index
     if weight is None:
-        weights = counts.to(losses.dtype)
-    else:
-        weights = torch.where(counts, wide(weight)[torch.where(counts, target, 0)], 0.0)
+        return counts.to(like.dtype)
+    return torch.where(counts, wide(weight)[torch.where(counts, target, 0)], 0.0)
+
+
+def _denominators(info: Any, target: Tensor, weight: Any, rows: Tensor, options: Options) -> Any:
+    """What each sample's mean divides by. rows: of the loss's dtype and the rows' shape."""
+    if target.is_floating_point():
+        return rows.numel() / max(1, info.batch_size)
+    weights = weight_of_targets(target, weight, options.ignore_index, rows)
     return weights.reshape(info.batch_size, -1).sum(1)
 
 

@@ -54,6 +54,10 @@ def _tensor(name: str, x: Any) -> Tensor:
             f"{name}: {type(x).__name__} came beside tensors or into compiled code; all arrays of "
             "a call must be of one library"
         )
+    if hasattr(x, "placements") and not torch.compiler.is_dynamo_compiling():
+        from . import sharding  # takes half a second
+
+        sharding.register()
     return x
 
 
@@ -303,8 +307,21 @@ def cross_entropy(
     if at_once and logits.requires_grad and torch.is_grad_enabled():
         calls.check_gradient_in_forward(args[2], return_lse, target.requires_grad)
         return call("cross_entropy_with_grad", logits, target, *args)[0]
-    loss, lse = call("cross_entropy", logits, target, *args)
+    if args[2] == "mean" and hasattr(logits, "placements"):
+        loss, lse = _mean_of_shards(logits, target, *args)
+    else:
+        loss, lse = call("cross_entropy", logits, target, *args)
     return (loss, lse) if return_lse else loss
+
+
+def _mean_of_shards(logits: Tensor, target: Tensor, weight: Any, *args: Any) -> tuple[Any, Any]:
+    """Of a DTensor: of a shard alone, what a mean divides by is not known."""
+    ignore_index, _, *more = args
+    loss, lse = call("cross_entropy", logits, target, weight, ignore_index, "sum", *more)
+    if target.is_floating_point():
+        return loss / lse.numel(), lse
+    weights = losses.weight_of_targets(target, weight, ignore_index, lse)
+    return loss / weights.sum(), lse
 
 
 def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **options: Any) -> Any:

@@ -108,8 +108,14 @@ def total(gradients: Sequence[Any]) -> Any:
     return result
 
 
+_rules: dict[str, Rule] = {}
 _operators: dict[str, Callable[..., Any]] = {}
 _functions: dict[str, Any] = {}
+
+
+def operators() -> list[tuple[Rule, Callable[..., Any]]]:
+    """Every rule, and its operator."""
+    return [(rule, _operators[name]) for name, rule in _rules.items()]
 
 
 def call(name: str, *args: Any) -> Any:
@@ -158,6 +164,7 @@ def register(rule: Rule) -> None:
         _register_inline(op, rule, rule.inline, count)
     _operators[rule.name] = getattr(getattr(torch.ops, NAMESPACE), rule.name).default
     _functions[rule.name] = _function(rule)
+    _rules[rule.name] = rule
 
 
 def _register_inline(op: Any, rule: Rule, kernel: Pass, count: int) -> None:
