@@ -5,7 +5,7 @@ One table of calls, `CALLS`, on which every way of calling is tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,30 @@ from gpuact.torch import ops, registry  # noqa: F401 (registers the operators)
 # torch's own forward mode is built of scripts
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 Tensor = torch.Tensor
+DEVICE = "cpu"
+
+
+@pytest.fixture(autouse=True, params=("cpu", pytest.param("cuda", marks=pytest.mark.cuda)))
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where leaves are made; on a GPU on a stream that nobody finds without asking."""
+    monkeypatch.setitem(globals(), "DEVICE", request.param)
+    if request.param == "cpu":
+        yield
+        return
+    harness.needs_gpu("triton")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
 
 
 def leaf(*shape: int, seed: int = 0, dtype: Any = torch.float64) -> Tensor:
     """Numbers of both signs, none near a kink."""
     x = np.random.default_rng(seed).uniform(0.2, 2.0, shape)
     x = np.where(np.arange(x.size).reshape(shape) % 3 == 1, -x, x)
-    return torch.from_numpy(np.asarray(x)).to(dtype).requires_grad_()
+    return here(torch.from_numpy(np.asarray(x)).to(dtype)).requires_grad_()
+
+
+def here(x: Any) -> Any:
+    return x.to(DEVICE) if isinstance(x, Tensor) else x
 
 
 @dataclass(frozen=True)
@@ -52,16 +69,17 @@ WEIGHT = torch.tensor([0.5, 1.5, 1.0, 2.0], dtype=torch.float64)
 
 def loss(**options: Any) -> Callable[..., Any]:
     def call(logits: Tensor, *probabilities: Tensor) -> Any:
-        target = probabilities[0] if probabilities else TARGET
-        return gpuact.cross_entropy(logits, target, **options)
+        target = probabilities[0] if probabilities else here(TARGET)
+        return gpuact.cross_entropy(logits, target, **{k: here(v) for k, v in options.items()})
 
     return call
 
 
 def loss_backward(**options: Any) -> Callable[..., Any]:
     def call(dloss: Tensor, logits: Tensor, lse: Tensor, *probabilities: Tensor) -> Any:
-        target = probabilities[0] if probabilities else TARGET
-        return gpuact.cross_entropy_backward(dloss, logits, target, lse, **options)
+        target = probabilities[0] if probabilities else here(TARGET)
+        given = {k: here(v) for k, v in options.items()}
+        return gpuact.cross_entropy_backward(dloss, logits, target, lse, **given)
 
     return call
 
@@ -70,6 +88,7 @@ PLAIN = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise" and not f
 LEARN = [f.name for f in FUNCTIONS.values() if f.sums]
 ALL_OPTIONS = {"weight": WEIGHT, "label_smoothing": 0.1, "z_loss": 0.3, "softcap": 2.0}
 MASK = torch.tensor([[True, True, False, True]])
+TWO = torch.tensor([1, 0])
 
 CALLS: dict[str, Case] = {
     **{n: Case(public(n), ((2, 3),), (n, f"{n}_backward")) for n in PLAIN},
@@ -106,12 +125,12 @@ CALLS: dict[str, Case] = {
         lambda x: gpuact.softmax(x, (0, 2)), ((2, 2, 2),), ("softmax", "softmax_backward")
     ),
     "softmax, scores": Case(
-        lambda x: gpuact.softmax(x, scale=0.5, mask=MASK, causal=True),
+        lambda x: gpuact.softmax(x, scale=0.5, mask=here(MASK), causal=True),
         ((4, 4),),
         ("softmax", "softmax_backward"),
     ),
     "softmax, added mask": Case(
-        lambda x: gpuact.softmax(x, scale=2.0, mask=WEIGHT), ((2, 4),), ("softmax",)
+        lambda x: gpuact.softmax(x, scale=2.0, mask=here(WEIGHT)), ((2, 4),), ("softmax",)
     ),
     "softmax_backward": Case(
         lambda dy, y: gpuact.softmax_backward(dy, y, scale=0.5),
@@ -139,7 +158,7 @@ CALLS: dict[str, Case] = {
         loss(return_lse=True, z_loss=0.2), ((3, 4),), ("cross_entropy", "cross_entropy_backward")
     ),
     "cross_entropy, axis 1": Case(
-        lambda z: gpuact.cross_entropy(z, TARGET.expand(2, 3), axis=1, softcap=3.0),
+        lambda z: gpuact.cross_entropy(z, here(TARGET).expand(2, 3), axis=1, softcap=3.0),
         ((2, 4, 3),),
         ("cross_entropy", "cross_entropy_backward"),
     ),
@@ -252,8 +271,8 @@ REFERENCES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "softmax": (gpuact.softmax, lambda x: x.softmax(-1)),
     "log_softmax": (gpuact.log_softmax, lambda x: x.log_softmax(-1)),
     "cross_entropy": (
-        lambda x: gpuact.cross_entropy(x, torch.tensor([1, 0]), reduction="none"),
-        lambda x: torch.nn.functional.cross_entropy(x, torch.tensor([1, 0]), reduction="none"),
+        lambda x: gpuact.cross_entropy(x, here(TWO), reduction="none"),
+        lambda x: torch.nn.functional.cross_entropy(x, here(TWO), reduction="none"),
     ),
 }
 
@@ -273,7 +292,8 @@ def weighed(f: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
 
     def number(x: Tensor) -> Tensor:
         y = f(x)
-        return (y * torch.arange(1.0, 1 + y.numel(), dtype=y.dtype).reshape(y.shape) * y).sum()
+        weights = torch.arange(1.0, 1 + y.numel(), dtype=y.dtype, device=y.device)
+        return (y * weights.reshape(y.shape) * y).sum()
 
     return number
 
@@ -379,9 +399,7 @@ def test_what_has_no_derivative_says_so():
         },
         "softmax_jacobian": gpuact.softmax_jacobian,
         "fused_backward": lambda x: gpuact.fused_backward(x, x, "tanh", scale=2.0)["x"],
-        "cross_entropy_with_grad": lambda x: gpuact.cross_entropy_with_grad(
-            x, torch.tensor([0, 1])
-        )[1],
+        "cross_entropy_with_grad": lambda x: gpuact.cross_entropy_with_grad(x, here(TWO))[1],
     }
     for name, function in calls.items():
         message = f"^gpuact.{name} has no derivative of its own"
@@ -500,7 +518,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_opcheck_of_what_is_not_differentiated(name):
-    torch.library.opcheck(getattr(torch.ops.gpuact, name).default, OTHERS[name])
+    operator = getattr(torch.ops.gpuact, name).default
+    torch.library.opcheck(operator, tuple(here(a) for a in OTHERS[name]))
 
 
 def test_every_operator_is_checked():
@@ -532,7 +551,8 @@ def test_compiled_calls(name, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     want = gradients_of(case.call, leaves_of(case))
-    with gpuact.using("cupy"):  # which would refuse a tensor of the CPU
+    other = "cupy" if DEVICE == "cpu" else "numpy"
+    with gpuact.using(other):  # which would refuse these tensors
         assert equal(gradients_of(compiled, leaves_of(case)), want)
         assert equal(gradients_of(compiled, leaves_of(case)), want)
 
@@ -570,7 +590,7 @@ def test_no_recompilation_for_another_length(name):
         compiled = torch.compile(ours, fullgraph=True, backend=counter, dynamic=dynamic)
         counts = []
         for n in (5, 7, 11, 64, 1000, 50257):
-            x = torch.randn(2, n, dtype=torch.float64)
+            x = here(torch.randn(2, n, dtype=torch.float64))
             assert close(compiled(x), ours(x))
             counts.append(counter.frame_count)
         assert counts[-1] <= counts[0] + more
@@ -594,8 +614,8 @@ class Network(torch.nn.Module):
 
 @pytest.mark.parametrize("strict", (False, True), ids=("non-strict", "strict"))
 def test_export_round_trips(strict, tmp_path):
-    network, x = Network(), leaf(3, 4).detach()
-    target = torch.tensor([0, 3, 1])
+    network, x = Network().to(DEVICE), leaf(3, 4).detach()
+    target = here(torch.tensor([0, 3, 1]))
     rows = torch.export.Dim("rows", min=2, max=64)
     exported = torch.export.export(
         network, (x, target), dynamic_shapes=({0: rows}, {0: rows}), strict=strict
@@ -604,7 +624,7 @@ def test_export_round_trips(strict, tmp_path):
     assert {f"gpuact.{name}.default" for name in (*FUNCTIONS, "fused")} <= names
     torch.export.save(exported, tmp_path / "network.pt2")
     loaded = torch.export.load(tmp_path / "network.pt2").module()
-    others = leaf(5, 4, seed=1).detach(), torch.tensor([0, 1, 2, 3, 0])
+    others = leaf(5, 4, seed=1).detach(), here(torch.tensor([0, 1, 2, 3, 0]))
     for inputs in ((x, target), others):
         assert equal(loaded(*inputs), network(*inputs))
 
@@ -621,14 +641,65 @@ def test_compiled_out_and_options():
             gpuact.softmax_jacobian(y),
             *gpuact.linear_backward(x, x, 2.0, x[0]),
             gpuact.softmax_backward(x, x, (0, 1), scale=2.0),
-            *gpuact.cross_entropy_with_grad(x, torch.tensor([0, 1])),
+            *gpuact.cross_entropy_with_grad(x, here(TWO)),
             *gpuact.fused_backward(x, x, "tanh", scale=x[0], residual=x).values(),
         )
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    out, other = torch.zeros(2, 3), torch.zeros(2, 3)
+    out, other = torch.zeros(2, 2, 3, device=DEVICE)
     assert equal(compiled(x, out), call(x, other))
     assert torch.equal(out, other) and out.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*lru_cache.*:UserWarning")  # of torch's own
+@pytest.mark.parametrize("how", ("grad", "jvp", "vmap", "hessian", "vmap of grad"))
+@pytest.mark.parametrize("name", REFERENCES)
+def test_compiled_transformations(name, how):
+    """In one graph, and with every tangent, of which an operator knows nothing."""
+    ours, theirs = REFERENCES[name]
+    x = leaf(2, 3, seed=3).detach()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: TRANSFORMS[how](ours, x), fullgraph=True, backend="aot_eager"
+    )
+    assert close(compiled(x), TRANSFORMS[how](theirs, x))
+
+
+COMPOSED: dict[str, Callable[[Tensor], Any]] = {
+    "softmax, scores": lambda x: gpuact.softmax(x, scale=0.5, mask=here(MASK), causal=True),
+    "softmax, zero": lambda x: gpuact.softmax(x, mask=here(MASK) & (x > 0), all_masked="zero"),
+    "softmax, two axes": lambda x: gpuact.softmax(x, (0, 1), mask=here(WEIGHT)),
+    "softmax, two axes, zero": lambda x: gpuact.softmax(x, None, mask=x > 9, all_masked="zero"),
+    "cross_entropy": lambda x: gpuact.cross_entropy(
+        x, here(torch.tensor([0, -100, 3, 1])), **{k: here(v) for k, v in ALL_OPTIONS.items()}
+    ),
+    "probabilities": lambda x: gpuact.cross_entropy(
+        x, x.softmax(-1), **{k: here(v) for k, v in ALL_OPTIONS.items()}
+    ),
+    "fused": lambda x: gpuact.fused(x, "prelu", weight=x[0], scale=2.0, gate=x, residual=x),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_what_stands_for_an_operator_means_the_same(name):
+    function = COMPOSED[name]
+    x = leaf(4, 4, seed=3).detach()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: torch.func.jvp(function, (x,), (x.cos(),)), fullgraph=True, backend="aot_eager"
+    )
+    want = function(x), torch.func.jvp(function, (x,), (x.cos(),))[1]
+    assert equal(compiled(x), want)
+
+
+def test_what_is_not_compiled_inside_a_transformation():
+    for name, call in (
+        ("sigmoid_derivative", gpuact.sigmoid_derivative),
+        ("fused with dropout", lambda x: gpuact.fused(x, "relu", dropout=gpuact.Dropout(0.5, 1))),
+    ):
+        compiled = torch.compile(torch.func.vmap(call), backend="aot_eager", fullgraph=True)
+        with pytest.raises(Exception, match=f"gpuact.{name} came inside a transformation"):
+            compiled(leaf(2, 3).detach())
 
 
 def test_dropout_of_another_offset_is_not_compiled_again():
@@ -648,7 +719,7 @@ def test_dropout_of_another_offset_is_not_compiled_again():
 
 
 def test_gradient_in_forward_is_compiled():
-    target = torch.tensor([1, 0])
+    target = here(TWO)
 
     def call(x: Tensor) -> Tensor:
         return gpuact.cross_entropy(x, target, gradient_in_forward=True)
@@ -672,7 +743,7 @@ def test_autocast(name, compiled):
     torch._dynamo.reset()
     function = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
     for _ in range(2):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
             y = function(x)
         assert y.dtype == (
             torch.bfloat16 if FUNCTIONS[name].kind == "elementwise" else torch.float32

@@ -487,6 +487,11 @@ class Parts:
         kept = self.a if reads_y else self.u
         return call(f"{self.name}_backward", du, kept, *self._number(), self.backend), None
 
+    def value(self, residual: Any) -> Tensor:
+        y = self._kept(self.a)
+        y = y if self.gate is None else y * self.gate
+        return (y if residual is None else y + residual).to(self.dtype)
+
     def backward(self, dy: Tensor, wanted: Sequence[bool]) -> list[Any]:
         dy = wide(dy)
         kept = self._kept(dy if self.gate is None else dy * self.gate)

@@ -120,9 +120,13 @@ def operators() -> list[tuple[Rule, Callable[..., Any]]]:
 
 def call(name: str, *args: Any) -> Any:
     """An operator, through its autograd function where a transformation or forward mode is on."""
-    if not torch.compiler.is_dynamo_compiling() and _transformed():
-        return _functions[name].apply(*args)
-    return _operators[name](*args)
+    if not _transformed():
+        return _operators[name](*args)
+    if torch.compiler.is_dynamo_compiling():
+        from .composite import composite
+
+        return composite(name, *args)
+    return _functions[name].apply(*args)
 
 
 def _transformed() -> bool:

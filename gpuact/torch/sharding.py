@@ -134,9 +134,9 @@ def _loss_backward(
     dloss: Any, logits: Any, target: Any, lse: Any, weight: Any, *rest: Any
 ) -> Iterator[Way]:
     options = losses.Options(*rest)
-    for z, t, w, rows, _ in _of_rows(logits, target, weight, options):
-        of_loss = rows if options.reduction == "none" else Replicate()
-        yield [z], [of_loss, z, t, rows, w, *[None] * len(options)]
+    for z, t, w, of_rows, _ in _of_rows(logits, target, weight, options):
+        of_loss = of_rows if options.reduction == "none" else Replicate()
+        yield [z], [of_loss, z, t, of_rows, w, *[None] * len(options)]
 
 
 _WAYS: dict[type[registry.Rule], Callable[..., Iterator[Way]]] = {
