@@ -10,8 +10,11 @@ gives NaN out. `out` receives the result and is returned; it may be x itself.
 Errors are in units in the last place (ulp) of the exact value, on whatever backend, and held by the
 tests; float32 and bfloat16 results below 2⁻¹²⁶ may be 0 on a GPU instead.
 
-Torch tensors that require grad give differentiable results. The functions named *_backward and
-*_derivative compute derivatives themselves and cannot be differentiated again.
+On torch tensors everything is differentiable, of every order, in reverse and in forward mode, under
+torch.func, and inside torch.compile and torch.export; the functions named *_backward too. The
+*_derivative functions, softmax_jacobian, fused_backward and the gradient that
+cross_entropy_with_grad returns are not, and say so (NotImplementedError) if they are to be.
+torch.autocast makes softmax and log_softmax of half types compute and return float32.
 
 Raised by all: TypeError (a dtype, library or device that is not allowed), ValueError (a shape or
 value), numpy.exceptions.AxisError (an axis), BackendError (a GPU asked for that does not answer).

@@ -279,7 +279,6 @@ def test_machine_code(formula, dtype, capability, record_property):
 # -- what PyTorch makes of them -------------------------------------------------------------------
 
 # Inductor's own modules use what PyTorch deprecates.
-deprecated = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 
 @cache
@@ -441,7 +440,6 @@ def instructions(ptx: str) -> list[str]:
     return [line for line in code if not re.match(r"\s*(\.loc|\.file|//)", line)]
 
 
-@deprecated
 @pytest.mark.parametrize(
     "dtype",
     ["bfloat16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float16", "float32"))],
@@ -478,7 +476,6 @@ LAYOUTS = {
 }
 
 
-@deprecated
 @pytest.mark.parametrize("dynamic", (False, True))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inductor_launches_one_kernel(gpu, mode, layout, dynamic):
@@ -500,7 +497,6 @@ def test_inductor_launches_one_kernel(gpu, mode, layout, dynamic):
     assert all(re.search(r"s\d", n) for n in numbers[:3]) == dynamic
 
 
-@deprecated
 @pytest.mark.parametrize(
     ("shape", "tiles", "kinds"),
     [
@@ -521,7 +517,6 @@ def test_inductor_launches_sizes_that_are_special(gpu, mode, shape, tiles, kinds
     assert "st.global" in compiled(found.fn, found.triton_meta)
 
 
-@deprecated
 def test_inductor_says_which_pointers_are_aligned(gpu, mode, tmp_path):
     x = fake(mode, (300, 70))
     graph = traced(mode, lambda x: ops()["relu"](torch.as_strided(x, (20999,), (1,), 1)), x)

@@ -28,7 +28,9 @@ def test_the_table_of_functions_is_the_catalogue():
         ("numpy", "import numpy"),
         ("torch", "import torch"),
         ("gpuact", "import gpuact"),
-        ("torch", "from torch"),
+        ("torch", "from torch import"),
+        ("torch", "from torch.func"),
+        ("torch", "from gpuact.torch import nn"),
     ],
 )
 def test_the_examples_run(library, first):
@@ -44,7 +46,13 @@ def test_the_examples_run(library, first):
         assert 0.05 < (names["y"] == names["residual"]).mean() < 0.6  # dropped, or negative
         assert names["grads"]["x"].shape == (32, 1024)
         assert names["grads"]["bias"].shape == (1024,)
-    elif first == "from torch":
+    elif first == "from torch.func":
+        assert names["curvature"].shape == (16, 8, 8)
+        assert bool(names["x"].grad.abs().sum() > 0)
+    elif first == "from gpuact.torch import nn":
+        assert list(names["replaced"]) == ["1"]
+        assert bool(names["model"][1].weight.grad.abs().sum() > 0)
+    elif first == "from torch import":
         assert (names["attention"][..., 12:] == 0).all()
         assert names["attention"].sum(-1).ravel().tolist() == pytest.approx([1.0] * 128)
         assert bool(names["logits"].grad.abs().sum() > 0)

@@ -18,8 +18,6 @@ from gpuact.catalogue import FUNCTIONS
 from tests.bounds import DTYPES
 from tests.libraries import TORCH, Library, libraries
 
-# torch's own forward mode is built of scripts
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 on_torch = pytest.mark.parametrize("lib", TORCH, indirect=True)
 Tensor = torch.Tensor
 

@@ -586,7 +586,6 @@ def test_backward_in_place_runs_where_forward_ran(
     assert set(ran) <= {home}
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, at first use
 @on_tensors
 @in_place
 def test_in_place_under_every_kind_of_derivative(lib: Library, name: str) -> None:

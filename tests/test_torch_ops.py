@@ -20,8 +20,6 @@ import gpuact
 from gpuact.catalogue import FUNCTIONS
 from gpuact.torch import ops, registry  # noqa: F401 (registers the operators)
 
-# torch's own forward mode is built of scripts
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 Tensor = torch.Tensor
 DEVICE = "cpu"
 
@@ -561,9 +559,6 @@ INDUCED = ("tanh", "linear", "prelu, channels", "softmax, scores", "log_softmax,
            "cross_entropy, mean, classes, all options", "fused, dropout")  # fmt: skip
 
 
-@pytest.mark.filterwarnings(  # of how torch finds a compiler
-    "ignore:The distutils package:DeprecationWarning", "ignore:Distutils was imported before"
-)
 @pytest.mark.parametrize(
     "name", [n if n in INDUCED else pytest.param(n, marks=pytest.mark.slow) for n in CALLS]
 )
@@ -651,7 +646,6 @@ def test_compiled_out_and_options():
     assert torch.equal(out, other) and out.abs().max() > 0
 
 
-@pytest.mark.filterwarnings("ignore:.*lru_cache.*:UserWarning")  # of torch's own
 @pytest.mark.parametrize("how", ("grad", "jvp", "vmap", "hessian", "vmap of grad"))
 @pytest.mark.parametrize("name", REFERENCES)
 def test_compiled_transformations(name, how):
