@@ -278,8 +278,6 @@ def test_machine_code(formula, dtype, capability, record_property):
 
 # -- what PyTorch makes of them -------------------------------------------------------------------
 
-# Inductor's own modules use what PyTorch deprecates.
-
 
 @cache
 def ops() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DTensor through gpuact's operators: where arrays may be sharded, and that values stay the same."""
+"""DTensor through the operators: where arrays may be sharded, and what that must not change."""
 
 from __future__ import annotations
 
@@ -84,7 +84,11 @@ CALLS: dict[str, Call] = {
         None,
     ),
     "fused, dropout": (
-        lambda x: gpuact.fused(x, "relu", dropout=gpuact.Dropout(0.5, 3)), [X], [0], Replicate(), GATHER,
+        lambda x: gpuact.fused(x, "relu", dropout=gpuact.Dropout(0.5, 3)),
+        [X],
+        [0],
+        Replicate(),
+        GATHER,
     ),
 }  # fmt: skip
 

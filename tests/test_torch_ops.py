@@ -18,7 +18,7 @@ torch = harness.torch_or_skip()
 
 import gpuact
 from gpuact.catalogue import FUNCTIONS
-from gpuact.torch import ops, registry  # noqa: F401 (registers the operators)
+from gpuact.torch import composite, ops, registry
 
 Tensor = torch.Tensor
 DEVICE = "cpu"
@@ -277,6 +277,7 @@ REFERENCES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 def test_references_of_every_function():
     assert set(REFERENCES) == set(FUNCTIONS)
+    assert set(composite.COMPOSITES) == {*FUNCTIONS, "fused"}, "add it to gpuact/torch/composite.py"
 
 
 def close(ours: Any, theirs: Any, digits: float = 1e-12) -> bool:
@@ -522,7 +523,7 @@ def test_opcheck_of_what_is_not_differentiated(name):
 
 def test_every_operator_is_checked():
     checked = {name for case in CALLS.values() for name in case.operators} | set(OTHERS)
-    assert checked == set(registry._operators)
+    assert checked == {rule.name for rule, _ in ops.operators()}
 
 
 # -- torch.compile and torch.export ---------------------------------------------------------------

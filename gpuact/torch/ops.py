@@ -20,7 +20,9 @@ from ..libraries import library_of
 from ..operations import Loss
 from . import elementwise, losses
 from . import rows as of_rows
-from .registry import call, register
+from .registry import call as call
+from .registry import operators as operators
+from .registry import register
 
 Tensor = torch.Tensor
 

@@ -84,7 +84,7 @@ def _rows(x: Any, axes: Sequence[int], *scores: Any) -> Iterator[Way]:
     for d in range(x.ndim):
         if d in axes or (causal and d == x.ndim - 2):  # a row's number counts
             continue
-        given = [None] * len(scores)
+        given: list[Placement] = [None] * len(scores)
         if scores and scores[1] is not None:
             at = d - (x.ndim - scores[1].ndim)
             given[1] = Replicate() if at < 0 else _one_of(scores[1], at)
