@@ -5,8 +5,9 @@ One table of calls, `CALLS`, on which every way of calling is tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -220,10 +221,19 @@ def first(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
+def some(step: int, *of: Iterable[Any]) -> list[Any]:
+    """Of a product, every so many-th; the rest is slow."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(*each, marks=[slow] if k % step else [], id=", ".join(map(str, each)))
+        for k, each in enumerate(product(*of))
+    ]
+
+
 # -- derivatives of every order -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", some(2, CALLS))
 def test_first_derivatives(name):
     """Reverse and forward mode, and both of a batch of vectors at once."""
     case = CALLS[name]
@@ -237,7 +247,7 @@ def test_first_derivatives(name):
     )
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", some(2, CALLS))
 def test_second_derivatives(name):
     """Reverse over reverse, forward over reverse, reverse over forward."""
     case = CALLS[name]
@@ -331,8 +341,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any], Tensor], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*_vmap_internals:UserWarning")
-@pytest.mark.parametrize("how", TRANSFORMS)
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize(("name", "how"), some(2, REFERENCES, TRANSFORMS))
 def test_transformations(name, how):
     """Every transformation gives of ours what it gives of PyTorch's own function."""
     ours, theirs = REFERENCES[name]
@@ -451,6 +460,24 @@ def test_tensors_without_memory(name):
     assert metas[0].is_meta and metas[0].shape == (3, 4)
 
 
+def test_a_trace_holds_operators():
+    """Of a call, of its gradient, and of what was made functional."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def operators_of(function: Callable[[Tensor], Any]) -> list[str]:
+        graph = make_fx(function)(leaf(2, 3).detach()).graph
+        named = [str(node.target) for node in graph.nodes]
+        return [n.split(".")[1] for n in named if n.startswith("gpuact.")]
+
+    def both(x: Tensor) -> Tensor:
+        return gpuact.softmax(gpuact.relu(x))
+
+    assert operators_of(both) == ["relu", "softmax"]
+    assert operators_of(torch.func.functionalize(both)) == ["relu", "softmax"]
+    backwards = ["relu", "softmax", "softmax_backward", "relu_backward"]
+    assert operators_of(torch.func.grad(weighed(both))) == backwards
+
+
 def test_a_subclass_keeps_its_type():
     class Mine(Tensor):
         pass
@@ -485,11 +512,13 @@ def operator_calls(case: Case, permuted: bool) -> list[tuple[Any, tuple[Any, ...
     return list(found.items())
 
 
-@pytest.mark.parametrize("permuted", (False, True), ids=("contiguous", "permuted"))
-@pytest.mark.parametrize("name", CALLS)
-def test_opcheck(name, permuted):
+LAYOUTS = ("contiguous", "permuted")
+
+
+@pytest.mark.parametrize(("name", "layout"), some(3, CALLS, LAYOUTS))
+def test_opcheck(name, layout):
     case = CALLS[name]
-    pairs = operator_calls(case, permuted)
+    pairs = operator_calls(case, layout == "permuted")
     assert {op._opname for op, _ in pairs} >= set(case.operators)
     for op, args in pairs:
         derivable = op._opname != "fused_backward"
@@ -542,13 +571,13 @@ def equal(found: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
     )
 
 
-@pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
-@pytest.mark.parametrize("name", CALLS)
-def test_compiled_calls(name, dynamic):
+@pytest.mark.parametrize(("name", "sizes"), some(3, CALLS, ("static", "dynamic")))
+def test_compiled_calls(name, sizes):
     """In one graph, forward and backward, the same values; and nothing asks `using()`."""
     case = CALLS[name]
     torch._dynamo.reset()
-    compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    options: Any = {"fullgraph": True, "backend": "aot_eager", "dynamic": sizes == "dynamic"}
+    compiled = torch.compile(case.call, **options)
     want = gradients_of(case.call, leaves_of(case))
     other = "cupy" if DEVICE == "cpu" else "numpy"
     with gpuact.using(other):  # which would refuse these tensors
@@ -556,13 +585,7 @@ def test_compiled_calls(name, dynamic):
         assert equal(gradients_of(compiled, leaves_of(case)), want)
 
 
-INDUCED = ("tanh", "linear", "prelu, channels", "softmax, scores", "log_softmax, axis 0",
-           "cross_entropy, mean, classes, all options", "fused, dropout")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in INDUCED else pytest.param(n, marks=pytest.mark.slow) for n in CALLS]
-)
+@pytest.mark.parametrize("name", some(11, CALLS))
 def test_inductor(name):
     case = CALLS[name]
     torch._dynamo.reset()
@@ -647,8 +670,10 @@ def test_compiled_out_and_options():
     assert torch.equal(out, other) and out.abs().max() > 0
 
 
-@pytest.mark.parametrize("how", ("grad", "jvp", "vmap", "hessian", "vmap of grad"))
-@pytest.mark.parametrize("name", REFERENCES)
+COMPILED_TRANSFORMS = ("grad", "jvp", "vmap", "hessian", "vmap of grad")
+
+
+@pytest.mark.parametrize(("name", "how"), some(3, REFERENCES, COMPILED_TRANSFORMS))
 def test_compiled_transformations(name, how):
     """In one graph, and with every tangent, of which an operator knows nothing."""
     ours, theirs = REFERENCES[name]

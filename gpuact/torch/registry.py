@@ -130,8 +130,16 @@ def call(name: str, *args: Any) -> Any:
 
 
 def _transformed() -> bool:
-    level: int = torch.autograd.forward_ad._current_level
-    return level >= 0 or torch._C._are_functorch_transforms_active()
+    """Whether operators alone would not do; functionalize takes them, and no autograd function."""
+    if not torch._C._are_functorch_transforms_active():
+        level: int = torch.autograd.forward_ad._current_level
+        return level >= 0
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    from torch._C import _functorch
+
+    innermost: Any = _functorch.peek_interpreter_stack()
+    return bool(innermost.key() != _functorch.TransformType.Functionalize)
 
 
 def register(rule: Rule) -> None:
