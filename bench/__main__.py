@@ -6,7 +6,11 @@ python -m bench --suite elementwise   every elementwise function, what is fused 
                                  call costs the host and what autograd holds; the GPU's goals
 python -m bench --suite rows     softmax, log-softmax and cross-entropy, forward and backward, some
                                  in CUDA graphs too; the GPU's goals
+python -m bench --suite torch    what a call costs the host inside PyTorch: without and with
+                                 gradients, compiled, as a module, under torch.func
 python -m bench digits           the digits alone
+python -m bench vocab_parallel   cross-entropy of a vocabulary that is cut among ranks: one, or as
+                                 many as `torchrun --nproc-per-node N -m bench vocab_parallel` has
 """
 
 from __future__ import annotations
@@ -24,8 +28,12 @@ SUITES = {
     "gpu": ("rich",),
     "elementwise": ("rich",),
     "rows": ("rich",),
+    "torch": ("rich", "torch"),
     "digits": ("rich", "sklearn"),
+    "vocab_parallel": ("rich", "torch"),
 }
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+COMMANDS = ("digits", "vocab_parallel")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,13 +42,16 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", choices=("digits",), help="short for --suite digits")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, help="short for --suite COMMAND")
     parser.add_argument("--suite", choices=SUITES, default="here", help="what to run")
     parser.add_argument(
         "--seconds", type=float, default=0.6, help="spent on timing each case (default: 0.6)"
     )
     parser.add_argument("--only", metavar="TEXT", help="cases with this in their name")
     parser.add_argument("--epochs", type=int, help="of the digits")
+    parser.add_argument("--rows", type=int, help="of vocab_parallel")
+    parser.add_argument("--classes", type=int, help="of vocab_parallel, on all ranks together")
+    parser.add_argument("--dtype", choices=DTYPES, help="of vocab_parallel")
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 on a missed goal or a wrong result"
     )
@@ -57,15 +68,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    for package in SUITES[args.command or args.suite]:
+    name = args.command or args.suite
+    for package in SUITES[name]:
         try:
             import_module(package)
         except ImportError as error:
-            message = f'bench: needs {package} ({error}): pip install "gpuact[bench]" brings it'
+            extra = "torch" if package == "torch" else "bench"
+            message = f'bench: needs {package} ({error}): pip install "gpuact[{extra}]" brings it'
             print(message, file=sys.stderr)
             return 2
-    from .run import run  # now that rich is known to be there
-
+    # now that rich is known to be there
+    if name == "vocab_parallel":
+        from .vocab_parallel import run
+    else:
+        from .run import run
     return run(args)
 
 

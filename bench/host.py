@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cases import CALL, HOST, inputs
+from .cases import CALL, HOST, Case, inputs
 from .measure import PLACES, Host, Timing, Unwaited, interleaved
 from .providers import Caller
-from .suite import Status, checked, reference
+from .suite import Outputs, Status, checked, reference
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,27 @@ class Cost:
         return CALL.bytes
 
 
+def compared(
+    case: Case,
+    name: str,
+    calls: Mapping[str, tuple[Host, Call]],
+    expected: Outputs,
+    budget: float,
+) -> list[Cost]:
+    """The costs of one way of calling, of those who compute what they should; then the others."""
+    contenders: dict[str, tuple[Host, Sequence[Call]]] = {}
+    wrong: list[Cost] = []
+    for who, (place, call) in calls.items():
+        status, reason = checked(case, place, call, expected)
+        if status == "timed":
+            contenders[who] = Unwaited(place), [call]
+        else:
+            wrong.append(Cost(name, who, status, reason))
+    timings: Mapping[str, Timing] = interleaved(contenders, budget) if contenders else {}
+    timed = [Cost(name, who, "timed", timing=timing) for who, timing in timings.items()]
+    return timed + wrong
+
+
 def costs(callers: Sequence[Caller], names: Sequence[str], budget: float) -> Iterator[list[Cost]]:
     """The costs of each way of calling in turn, with `budget` seconds of timing for each.
 
@@ -46,20 +69,10 @@ def costs(callers: Sequence[Caller], names: Sequence[str], budget: float) -> Ite
         for place in [places[caller.place]]
     }
     for way, name in HOST.items() if able else ():
-        if name not in names:
-            continue
-        contenders: dict[str, tuple[Host, Sequence[Callable[[], object]]]] = {}
-        wrong: list[Cost] = []
-        for caller in able:
-            call = ways[caller.name].get(way)
-            if call is None:
-                continue
-            place = places[caller.place]
-            status, reason = checked(CALL, place, call, expected)
-            if status == "timed":
-                contenders[caller.name] = Unwaited(place), [call]
-            else:
-                wrong.append(Cost(name, caller.name, status, reason))
-        timings: Mapping[str, Timing] = interleaved(contenders, budget) if contenders else {}
-        timed = [Cost(name, who, "timed", timing=timing) for who, timing in timings.items()]
-        yield timed + wrong
+        if name in names:
+            calls = {
+                caller.name: (places[caller.place], ways[caller.name][way])
+                for caller in able
+                if way in ways[caller.name]
+            }
+            yield compared(CALL, name, calls, expected, budget)

@@ -39,6 +39,13 @@ class Provider:
     overwrites: tuple[str, ...] = ()  # functions that write over their arrays
 
 
+def in_a_line(error: Exception) -> str:
+    """What went wrong, without the advice below it."""
+    first, *rest = f"{type(error).__name__}: {error}".splitlines()
+    # "backend='inductor' raised:" says nothing yet
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first
+
+
 # -- gpuact ---------------------------------------------------------------------------------------
 
 
@@ -639,3 +646,57 @@ CALLERS_ON_GPU = (
     Caller("an empty autograd function", "torch on CUDA", _no_torch_gpu, _empty_function_calls),
     Caller("torch.compile", "torch on CUDA", _no_torch_gpu, _compiled_calls),
 )
+
+
+# -- inside PyTorch -------------------------------------------------------------------------------
+
+
+def _module(case: Case) -> Function | None:
+    from gpuact.torch import nn
+
+    modules: Mapping[str, Callable[[], Function]] = {
+        "relu": nn.ReLU,
+        "sigmoid": nn.Sigmoid,
+        "tanh": nn.Tanh,
+        "prelu": partial(nn.PReLU, case.shape[1]),
+        "softmax": partial(nn.Softmax, dim=-1),
+        "log_softmax": partial(nn.LogSoftmax, dim=-1),
+        "cross_entropy": nn.CrossEntropyLoss,
+    }
+    return modules[case.function]() if case.function in modules else None
+
+
+@cache
+def _no_compiler(device: str) -> str | None:
+    """What keeps torch.compile from compiling anything: no C++ compiler, say."""
+    import torch
+
+    try:
+        torch.compile(torch.relu)(torch.zeros(1, device=device))
+    except Exception as error:
+        return f"torch.compile cannot compile here ({in_a_line(error)})"
+    return None
+
+
+def _in_torch(
+    place: str,
+    device: str,
+    not_theirs: Callable[[], str | None],
+    not_ours: Callable[[], str | None],
+) -> tuple[Provider, ...]:
+    """Where `compiles`, what is spelled is still to be compiled, by who calls it in some way."""
+
+    def compiler(why_not: Callable[[], str | None]) -> Callable[[], str | None]:
+        return lambda: why_not() or _no_compiler(device)
+
+    return (
+        Provider("torch", place, not_theirs, _torch),
+        Provider("torch.compile", place, compiler(not_theirs), _torch, compiles=True),
+        Provider("gpuact", place, not_ours, _ours),
+        Provider("gpuact, torch.compile", place, compiler(not_ours), _ours, compiles=True),
+        Provider("gpuact.torch.nn", place, not_ours, _module),
+    )
+
+
+IN_TORCH_ON_CPU = _in_torch("torch on the CPU", "cpu", _no_torch, _no_torch)
+IN_TORCH_ON_GPU = _in_torch("torch on CUDA", "cuda", _no_torch_gpu, partial(_unavailable, "triton"))

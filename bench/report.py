@@ -24,6 +24,7 @@ from .cases import COPY, Goal
 from .digits import ENOUGH, Trained
 from .held import Held
 from .host import Cost
+from .in_torch import OF
 from .measure import Timing
 from .suite import Row, Verdict
 
@@ -128,6 +129,36 @@ def print_costs(out: Console, rows: Sequence[Cost]) -> None:
             cells = f"  {row.provider}", duration(row.timing.median), _spread(row.timing)
             table.add_row(*cells, style=style)
     out.print(table)
+    for row in rows:
+        if row.reason:
+            out.print(Text(f"  {row.provider}: {row.status}: {row.reason}", "yellow"))
+
+
+OVERHEAD = (36, 7)  # the widths of a row's name, and of a provider
+
+
+def _overheads(style: str, name: str, cells: Iterable[str]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=OVERHEAD[0], vertical="bottom", no_wrap=True)
+    cells = list(cells)
+    for _ in cells:
+        table.add_column(width=OVERHEAD[1], justify="right", vertical="bottom")
+    table.add_row(name, *cells, style=style)
+    return table
+
+
+def overhead_heading(providers: Iterable[str]) -> Table:
+    """A provider a column, its name broken behind commas and dots."""
+    names = (name.replace(", ", ",\n").replace(".", ".\n") for name in providers)
+    return _overheads("bold", f"µs of a call{OF}", names)
+
+
+def print_overheads(out: Console, rows: Sequence[Cost], providers: Iterable[str]) -> None:
+    """One row in a line, and below who has no time and why."""
+    times = {row.provider: _digits(row.timing.median * 1e6) for row in rows if row.timing}
+    if times:
+        name = rows[0].case.removesuffix(OF)
+        out.print(_overheads("", name, (times.get(who, "–") for who in providers)))
     for row in rows:
         if row.reason:
             out.print(Text(f"  {row.provider}: {row.status}: {row.reason}", "yellow"))

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import gpuact
 
-from . import report
+from . import in_torch, report
 from .cases import (
     CPU,
     ELEMENTWISE_CPU,
@@ -37,6 +37,8 @@ from .providers import (
     ELEMENTWISE_ON_GPU,
     HOLDERS_ON_CPU,
     HOLDERS_ON_GPU,
+    IN_TORCH_ON_CPU,
+    IN_TORCH_ON_GPU,
     ON_CPU,
     ON_GPU,
     ROWS_ON_GPU,
@@ -58,6 +60,7 @@ class Suite:
     holders: Sequence[Provider] = ()
     held: Sequence[Case] = ()
     ways: Sequence[str] = ()  # of calling, by the names of their rows
+    in_torch: Sequence[in_torch.Row] = ()  # by `providers`
 
     def only(self, text: str) -> Suite:
         """What has this in its name."""
@@ -67,11 +70,12 @@ class Suite:
             goals=[goal for goal in self.goals if text in goal.case],
             held=[case for case in self.held if text in case.name],
             ways=[way for way in self.ways if text in way],
+            in_torch=[row for row in self.in_torch if text in row.name],
         )
 
     @property
     def empty(self) -> bool:
-        return not (self.cases or self.held or self.ways)
+        return not (self.cases or self.held or self.ways or self.in_torch)
 
 
 def _suite(name: str) -> Suite:
@@ -82,6 +86,9 @@ def _suite(name: str) -> Suite:
         return Suite(GPU, ON_GPU)
     if name == "digits":
         return Suite((), ())
+    if name == "torch":
+        found = IN_TORCH_ON_CPU if IN_TORCH_ON_GPU[0].why_not() else IN_TORCH_ON_GPU
+        return Suite((), found, in_torch=in_torch.ROWS)
     if name == "rows" and _gpu_answers():
         return Suite(ROWS_GPU, ROWS_ON_GPU, rows_goals(report.gpu()))
     if name == "rows":
@@ -127,6 +134,19 @@ def host_costs(out: Console, suite: Suite, seconds: float) -> list[Cost]:
     found = []
     for rows in costs(suite.callers, suite.ways, seconds):
         report.print_costs(out, rows)
+        found += rows
+    return found
+
+
+def overheads(out: Console, suite: Suite, seconds: float) -> list[Cost]:
+    names = [provider.name for provider in suite.providers]
+    place = suite.providers[0].place
+    out.print(in_torch.WHAT[place])
+    out.print(f"torch.compile: fullgraph, static shapes, mode {in_torch.MODES[place]}")
+    out.print(report.overhead_heading(names))
+    found = []
+    for rows in in_torch.costs(suite.in_torch, suite.providers, seconds):
+        report.print_overheads(out, rows, names)
         found += rows
     return found
 
@@ -181,6 +201,7 @@ def run(args: argparse.Namespace) -> int:
         )
     rows = throughput(out, suite, args.seconds) if suite.cases else []
     paid = host_costs(out, suite, args.seconds)
+    paid += overheads(out, suite, args.seconds) if suite.in_torch else []
     kept = bytes_held(out, suite)
     goals = verdicts([*rows, *paid], suite.goals)
     if goals and name == "rows":

@@ -14,7 +14,7 @@ import gpuact
 
 from .cases import COPY, IN_A_GRAPH, Case, Chain, Goal, inputs
 from .measure import PLACES, Calls, Host, Replayed, Timing, interleaved, rotated
-from .providers import Provider
+from .providers import Provider, in_a_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = tuple[Array, ...]
@@ -158,7 +158,7 @@ def mistake_but_for_the_mask(
 
 def failed(error: Exception) -> tuple[Status, str]:
     """Whatever a rival dies of is a row, not the end of the run."""
-    return "failed", f"{type(error).__name__}: {error}".partition("\n")[0]
+    return "failed", in_a_line(error)
 
 
 def checked(

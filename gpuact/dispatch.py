@@ -60,15 +60,20 @@ def using(backend: str) -> Iterator[None]:
         chosen.reset(token)
 
 
-@contextmanager
-def within(backend: str = "") -> Iterator[None]:
+class within:
     """Inside one of PyTorch's operators: on this backend, or where the arrays are at home ("")."""
-    tokens = chosen.set(backend or HOME), inside.set(True)
-    try:
-        yield
-    finally:
-        chosen.reset(tokens[0])
-        inside.reset(tokens[1])
+
+    __slots__ = ("backend", "tokens")
+
+    def __init__(self, backend: str = "") -> None:
+        self.backend = backend or HOME
+
+    def __enter__(self) -> None:
+        self.tokens = chosen.set(self.backend), inside.set(True)
+
+    def __exit__(self, *error: object) -> None:
+        chosen.reset(self.tokens[0])
+        inside.reset(self.tokens[1])
 
 
 # Read once: asking the environment takes longer than anything else that a call asks.

@@ -345,7 +345,8 @@ class Torch(Library):
         self.xp = torch
         self._current_device = torch.cuda.current_device
         self._devices = 0  # not asked yet: what CUDA shows is settled with the first CUDA tensor
-        self.alike, self.recording = torch.empty_like, torch.is_grad_enabled
+        self.alike = torch.empty_like
+        self.recording = lambda: torch.is_grad_enabled() and not inside.get()
         self._modes = torch._C._len_torch_dispatch_stack  # that see each operator
         self._transforms = torch._C._are_functorch_transforms_active
         self._forward = torch.autograd.forward_ad

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -26,7 +27,7 @@ from gpuact.catalogue import FUNCTIONS
 from gpuact.libraries import numpy_dtype
 
 pytest.importorskip("rich")
-from bench import cases, digits, held, host, measure, providers, report, suite
+from bench import cases, digits, held, host, in_torch, measure, providers, report, suite
 from bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -1167,6 +1168,141 @@ def test_nobody_waits_for_the_device_while_the_clock_runs() -> None:
     assert events == ["wait", "call", "call", "call", "wait"]
 
 
+# -- what a call costs inside PyTorch -------------------------------------------------------------
+
+
+def test_rows_inside_torch_are_named_and_all_there() -> None:
+    names = [row.name.removesuffix(" float32 8×128") for row in in_torch.ROWS]
+    assert len(set(names)) == len(names) == 16
+    functions = ("relu", "sigmoid", "prelu", "softmax", "log_softmax", "cross_entropy")
+    for name in (*functions, "relu→tanh→softmax"):
+        assert {f"{name} forward", f"{name} forward + backward"} <= set(names)
+    assert {"softmax torch.func.vmap", "softmax torch.func.grad"} <= set(names)
+    widths = report.OVERHEAD
+    assert max(map(len, names)) <= widths[0]
+    assert widths[0] + len(providers.IN_TORCH_ON_CPU) * (1 + widths[1]) < 80
+    for on_cpu, on_gpu in zip(providers.IN_TORCH_ON_CPU, providers.IN_TORCH_ON_GPU, strict=True):
+        assert (on_cpu.name, on_cpu.compiles) == (on_gpu.name, on_gpu.compiles)
+        assert {on_cpu.place, on_gpu.place} == set(in_torch.MODES) == set(in_torch.WHAT)
+
+
+def test_costs_inside_torch_are_of_calls_that_are_right() -> None:
+    """gpuact and its modules beside torch, in every row; faults are rows that say so."""
+    pytest.importorskip("torch")
+    theirs, _, ours, _, modules = providers.IN_TORCH_ON_CPU
+    wrong = replace(
+        ours, name="wrong", spell=lambda case: lambda *args: 1.01 * providers._torch(case)(*args)
+    )
+    broken = replace(ours, name="broken", spell=raising)
+    lacking = replace(ours, name="lacking", spell=lambda case: None)
+    absent = replace(ours, name="absent", why_not=lambda: "not here")
+    who = (theirs, ours, modules, wrong, broken, lacking, absent)
+    *tables, rest = in_torch.costs(in_torch.ROWS, who, 0.001)
+    assert [rows[0].case for rows in tables] == [row.name for row in in_torch.ROWS]
+    for rows in tables:
+        timed = dict.fromkeys(("torch", "gpuact", "gpuact.torch.nn"), "timed")
+        found = {row.provider: row.status for row in rows}
+        assert found == {**timed, "wrong": "wrong", "broken": "failed"}
+        assert all(0 < row.timing.median < 0.1 for row in rows if row.timing)
+        assert rows[-1].reason == "RuntimeError: no such kernel"
+    assert rest == [host.Cost("", "absent", "unavailable", "not here")]
+    assert list(in_torch.costs(in_torch.ROWS, [absent], 0.001)) == [rest]
+
+
+def test_a_wrong_gradient_inside_torch_is_found() -> None:
+    torch = pytest.importorskip("torch")
+    off = replace(
+        providers.IN_TORCH_ON_CPU[0], spell=lambda case: lambda x: torch.relu(x) + x - x.detach()
+    )
+    row = in_torch.Row(("relu",), in_torch.BACKWARD)
+    ((found,), _) = in_torch.costs([row], [off], 0.001)
+    assert (found.status, found.timing) == ("wrong", None)
+    assert "values differ" in found.reason
+
+
+def test_a_cpu_s_costs_inside_torch_are_of_one_thread() -> None:
+    torch = pytest.importorskip("torch")
+    threads: list[int] = []
+
+    def relu(x: Array) -> Array:
+        threads.append(torch.get_num_threads())
+        return torch.relu(x)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        spied = replace(providers.IN_TORCH_ON_CPU[0], spell=lambda case: relu)
+        list(in_torch.costs(in_torch.ROWS[:1], [spied], 0.001))
+        assert set(threads) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("row", in_torch.ROWS, ids=lambda row: row.name)
+def test_gradients_inside_torch_are_taken_where_the_row_says_so(row: in_torch.Row) -> None:
+    pytest.importorskip("torch")
+    place = measure.TorchHost()
+    learned = 2 if row.functions == ("prelu",) else 1
+    for provider in providers.IN_TORCH_ON_CPU[::2]:
+        found = in_torch.call_of(row, provider, place)()
+        if row.way == in_torch.BACKWARD:
+            y, *gradients = found
+            assert y.requires_grad
+            assert len(gradients) == learned
+            assert all(g.abs().sum() > 0 and not g.requires_grad for g in gradients)
+        else:
+            assert not found.requires_grad
+
+
+@pytest.mark.parametrize("row", in_torch.ROWS, ids=lambda row: row.name)
+def test_calls_inside_torch_compile_in_one_graph(
+    row: in_torch.Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compiler behind, which would be asked for seconds."""
+    torch = pytest.importorskip("torch")
+    asked: list[dict[str, Any]] = []
+    compiled = torch.compile
+
+    def compile(function: Any, **options: Any) -> Any:
+        asked.append(options)
+        return compiled(function, fullgraph=True, dynamic=False, backend="aot_eager")
+
+    monkeypatch.setattr("torch.compile", compile)
+    place, expected = measure.TorchHost(), in_torch._right(row)
+    for provider in providers.IN_TORCH_ON_CPU:
+        torch.compiler.reset()
+        call = in_torch.call_of(row, provider, place)
+        assert suite.checked(row.cases[0], place, call, expected) == ("timed", "")
+    assert asked == [{"fullgraph": True, "dynamic": False, "mode": "default"}] * 2
+
+
+@pytest.mark.filterwarnings(  # of how torch finds a compiler
+    "ignore:The distutils package:DeprecationWarning", "ignore:Distutils was imported before"
+)
+def test_where_nothing_compiles_the_compiled_say_why() -> None:
+    torch = pytest.importorskip("torch")
+    from torch._inductor import config
+
+    probe = providers._no_compiler.__wrapped__  # which is asked once
+    torch.compiler.reset()
+    with config.patch({"cpp.cxx": ("no such compiler",)}):
+        reason = probe("cpu")
+    assert reason.startswith("torch.compile cannot compile here (InductorError: InvalidCxxCompiler")
+    assert "no such compiler" in reason
+    assert "\n" not in reason
+    torch.compiler.reset()
+    if shutil.which("g++"):
+        assert probe("cpu") is None
+
+
+def test_an_error_in_a_line_says_what_went_wrong() -> None:
+    said = providers.in_a_line(RuntimeError("backend='inductor' raised:\nKeyError: 'x'\n\nSet …"))
+    assert said == "RuntimeError: backend='inductor' raised: KeyError: 'x'"
+    assert providers.in_a_line(ValueError("one\ntwo")) == "ValueError: one"
+    assert providers.in_a_line(ValueError()) == "ValueError: "
+
+
 # -- timing ---------------------------------------------------------------------------------------
 
 
@@ -1508,6 +1644,64 @@ def test_the_rows_suite_is_the_gpu_s_where_one_answers(monkeypatch: pytest.Monke
     assert run._suite("rows").goals == cases.rows_goals("")
 
 
+def test_the_torch_suite_prints_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    theirs, compiled, ours, *_ = providers.IN_TORCH_ON_CPU
+    absent = replace(compiled, why_not=lambda: "no compiler")
+    monkeypatch.setattr("bench.run.IN_TORCH_ON_CPU", (theirs, absent, ours))
+    monkeypatch.setattr(
+        "bench.run.IN_TORCH_ON_GPU", (replace(theirs, why_not=lambda: "no GPU here"),)
+    )
+    asked = ["--suite", "torch", "--seconds", "0.001", "--only", "prelu", "--check"]
+    assert main([*asked, "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heading = lines.index(next(line for line in lines if line.startswith("µs of a call float32")))
+    assert "in one thread" in lines[heading - 3]
+    assert lines[heading - 2] == "torch.compile: fullgraph, static shapes, mode default"
+    assert (lines[heading - 1].split(), lines[heading].split()[-3:]) == (
+        ["torch."],
+        ["torch", "compile", "gpuact"],
+    )
+    for k, name in enumerate(("prelu forward", "prelu forward + backward"), 1):
+        assert lines[heading + k].startswith(name)
+        first, missing, last = lines[heading + k].removeprefix(name).split()
+        assert (float(first) > 0, missing, float(last) > 0) == (True, "–", True)
+    assert lines[heading + 3] == "  torch.compile: unavailable: no compiler"
+
+    (path,) = tmp_path.glob("*-torch.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert (result["settings"]["suite"], result["settings"]["only"]) == ("torch", "prelu")
+    assert (result["rows"], result["held_for_backward"], result["goals"]) == ([], [], [])
+    found = [(row["case"], row["provider"], row["status"]) for row in result["host_costs"]]
+    assert found == [
+        ("prelu forward float32 8×128", "torch", "timed"),
+        ("prelu forward float32 8×128", "gpuact", "timed"),
+        ("prelu forward + backward float32 8×128", "torch", "timed"),
+        ("prelu forward + backward float32 8×128", "gpuact", "timed"),
+        ("", "torch.compile", "unavailable"),
+    ]
+    assert main([*asked[:2], "--only", "nothing of the kind"]) == 2
+
+    wrong = replace(ours, spell=lambda case: lambda x, *more: x)
+    monkeypatch.setattr("bench.run.IN_TORCH_ON_CPU", (theirs, wrong))
+    assert main(asked) == 1
+    assert "  gpuact: wrong: " in capsys.readouterr().out
+
+
+def test_the_torch_suite_is_the_gpu_s_where_torch_finds_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench import run
+
+    here = tuple(replace(p, why_not=lambda: None) for p in providers.IN_TORCH_ON_GPU)
+    monkeypatch.setattr("bench.run.IN_TORCH_ON_GPU", here)
+    found = run._suite("torch")
+    assert (found.providers, found.in_torch) == (here, in_torch.ROWS)
+    assert not (found.cases or found.callers or found.holders or found.held or found.ways)
+
+
 def test_goals_stand_below_their_cases_with_who_was_better(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -1557,11 +1751,18 @@ def test_the_gpu_suite_says_why_it_cannot_run(capsys: pytest.CaptureFixture[str]
         assert f"{provider.name}: unavailable: " in printed
 
 
-@pytest.mark.parametrize("missing", ["rich", "sklearn"])
-def test_a_missing_package_is_one_sentence(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "asked", "extra"),
+    [
+        ("rich", [], "bench"),
+        ("sklearn", [], "bench"),
+        ("torch", ["--suite", "torch"], "torch"),
+    ],
+)
+def test_a_missing_package_is_one_sentence(missing: str, asked: list[str], extra: str) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; import bench.__main__ as b; "
     done = subprocess.run(
-        [sys.executable, "-c", script + "sys.exit(b.main([]))"],
+        [sys.executable, "-c", script + f"sys.exit(b.main({asked}))"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -1570,7 +1771,7 @@ def test_a_missing_package_is_one_sentence(missing: str) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert 'pip install "gpuact[bench]"' in done.stderr
+    assert f'pip install "gpuact[{extra}]"' in done.stderr
 
 
 def test_the_kernel_hash_follows_the_sources(tmp_path: Path) -> None:

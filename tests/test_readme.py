@@ -1,6 +1,9 @@
 """What README.md says is true: its table is the catalogue's, its examples run."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,10 @@ def row(name: str) -> str:
     f = FUNCTIONS[name]
     cells = (f"`{name}`", f.formula, f.derivative, f.range, f.kink)
     return "| " + " | ".join(cells) + " |"
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_table_of_functions_is_the_catalogue():
@@ -35,8 +42,7 @@ def test_the_table_of_functions_is_the_catalogue():
 )
 def test_the_examples_run(library, first):
     pytest.importorskip(library)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (code,) = (b for b in blocks if b.startswith(first))
+    (code,) = (b for b in blocks() if b.startswith(first))
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     if library == "numpy":
@@ -59,3 +65,21 @@ def test_the_examples_run(library, first):
     else:
         assert names["x"].grad.shape == (8, 16, 10)
         assert bool(names["weight"].grad.abs().sum() > 0)
+
+
+def test_the_example_of_ranks_runs(tmp_path):
+    """As its first line says, on two ranks, which find the same loss."""
+    pytest.importorskip("torch")
+    (code,) = (b for b in blocks() if b.startswith("# torchrun"))
+    words = code.partition("\n")[0].removeprefix("# torchrun ").split()
+    (tmp_path / words[-1]).write_text(code)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    environment["PYTHONWARNINGS"] = "ignore"
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(line.split(" ", 2) for line in done.stdout.splitlines())
+    assert [rank for rank, *_ in lines] == ["0", "1"]
+    assert lines[0][1:] == lines[1][1:]
+    assert lines[0][2] == "torch.Size([16, 1000])"

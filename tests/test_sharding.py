@@ -38,6 +38,7 @@ def loss(reduction: str, **more: Any) -> Callable[..., Any]:
 # result, and the collective that it takes: none where sharding costs nothing.
 Call = tuple[Callable[..., Any], Sequence[Any], Sequence[int | None], Placement | None, str | None]
 GATHER, REDUCE = "all_gather_into_tensor", "all_reduce"
+GATHERED = "_allgather_base_"  # of a few numbers a row
 X = torch.linspace(-3, 2, 24, dtype=torch.float64).reshape(4, 6)
 Z = torch.linspace(-3, 2, 48, dtype=torch.float64).sin().reshape(4, 3, 4)
 P = torch.tensor([0.1, -0.2, 3.0, 0.5, 0.25, 1.0], dtype=torch.float64)
@@ -76,6 +77,19 @@ CALLS: dict[str, Call] = {
         REDUCE,
     ),
     "cross_entropy, probabilities": (loss("mean"), [Z, Z.softmax(-1)], [0, 0], None, None),
+    # classes that are cut: gpuact.torch.distributed
+    "softmax, classes cut": (gpuact.softmax, [X], [1], Shard(1), GATHERED),
+    "log_softmax, classes cut": (gpuact.log_softmax, [X], [1], Shard(1), GATHERED),
+    "cross_entropy, classes cut": (
+        loss("mean", label_smoothing=0.1, z_loss=0.1), [Z, TARGET], [2, None], Replicate(), GATHERED
+    ),
+    "cross_entropy, classes cut, with lse": (
+        lambda z, t: gpuact.cross_entropy(z, t, axis=-1, reduction="none", return_lse=True)[1],
+        [Z, TARGET],
+        [2, None],
+        Replicate(),
+        GATHERED,
+    ),
     "fused": (
         lambda x, b, g: gpuact.fused(x, "tanh", scale=2.0, bias=b, gate=g),
         [X, P, X.cos()],

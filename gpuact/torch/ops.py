@@ -229,6 +229,13 @@ def fused_backward(
 # -- rows -----------------------------------------------------------------------------------------
 
 
+def _of_shards(name: str, x: Tensor, *args: Any, **options: Any) -> Any:
+    """Of a DTensor whose classes are cut among ranks; NotImplemented of another."""
+    from . import distributed
+
+    return distributed.of_dtensor(name, x, *args, **options)
+
+
 def _axes(axis: Any, x: Tensor) -> list[int]:
     return list(arguments.row_axes(axis, x.ndim))
 
@@ -252,6 +259,13 @@ def rows(
     all_masked: Any = "nan",
 ) -> Any:
     x = _tensor("x", x)
+    if hasattr(x, "placements"):
+        options = {"dtype": dtype, "out": out}
+        if name == "softmax":
+            options |= {"scale": scale, "mask": mask, "causal": causal, "all_masked": all_masked}
+        found = _of_shards(name, x, axis=axis, **options)
+        if found is not NotImplemented:
+            return found
     if dtype is not None:
         x = x.to(_dtype(dtype))
     args: list[Any] = [x, _axes(axis, x)]
@@ -304,6 +318,11 @@ def _loss(
 def cross_entropy(
     logits: Any, target: Any, return_lse: Any, gradient_in_forward: Any, **options: Any
 ) -> Any:
+    if hasattr(_tensor("logits", logits), "placements"):
+        more = {"return_lse": return_lse, "gradient_in_forward": gradient_in_forward, **options}
+        found = _of_shards("cross_entropy", logits, target, **more)
+        if found is not NotImplemented:
+            return found
     args = _loss(logits, target, **options)
     at_once = arguments.flag("gradient_in_forward", gradient_in_forward)
     if at_once and logits.requires_grad and torch.is_grad_enabled():
