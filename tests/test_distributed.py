@@ -132,7 +132,7 @@ def once(ranks: int, names: Sequence[str], word: str, factory: pytest.TempPathFa
 SLOW = ("every_option_on_every_cut",)
 
 
-@pytest.fixture(scope="module", params=(2, 4))
+@pytest.fixture(scope="module", params=(2, pytest.param(4, marks=pytest.mark.slow)))
 def failures(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     names = [name for name in CHECKS if name not in SLOW]
     return once(request.param, names, "quick", tmp_path_factory)

@@ -79,7 +79,6 @@ def test_the_example_of_ranks_runs(tmp_path):
     environment["PYTHONWARNINGS"] = "ignore"
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = sorted(line.split(" ", 2) for line in done.stdout.splitlines())
-    assert [rank for rank, *_ in lines] == ["0", "1"]
-    assert lines[0][1:] == lines[1][1:]
-    assert lines[0][2] == "torch.Size([16, 1000])"
+    losses = re.findall(r"\d+\.\d+", done.stdout)  # words of two ranks may come in any order
+    assert len(losses) == 2 and len(set(losses)) == 1
+    assert done.stdout.count("torch.Size([16, 1000])") == 2

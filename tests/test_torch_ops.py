@@ -233,7 +233,7 @@ def some(step: int, *of: Iterable[Any]) -> list[Any]:
 # -- derivatives of every order -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", some(2, CALLS))
+@pytest.mark.parametrize("name", some(3, CALLS))
 def test_first_derivatives(name):
     """Reverse and forward mode, and both of a batch of vectors at once."""
     case = CALLS[name]
@@ -247,7 +247,7 @@ def test_first_derivatives(name):
     )
 
 
-@pytest.mark.parametrize("name", some(2, CALLS))
+@pytest.mark.parametrize("name", some(3, CALLS))
 def test_second_derivatives(name):
     """Reverse over reverse, forward over reverse, reverse over forward."""
     case = CALLS[name]
@@ -341,7 +341,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any], Tensor], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*_vmap_internals:UserWarning")
-@pytest.mark.parametrize(("name", "how"), some(2, REFERENCES, TRANSFORMS))
+@pytest.mark.parametrize(("name", "how"), some(3, REFERENCES, TRANSFORMS))
 def test_transformations(name, how):
     """Every transformation gives of ours what it gives of PyTorch's own function."""
     ours, theirs = REFERENCES[name]
@@ -515,7 +515,7 @@ def operator_calls(case: Case, permuted: bool) -> list[tuple[Any, tuple[Any, ...
 LAYOUTS = ("contiguous", "permuted")
 
 
-@pytest.mark.parametrize(("name", "layout"), some(3, CALLS, LAYOUTS))
+@pytest.mark.parametrize(("name", "layout"), some(5, CALLS, LAYOUTS))
 def test_opcheck(name, layout):
     case = CALLS[name]
     pairs = operator_calls(case, layout == "permuted")
@@ -571,7 +571,7 @@ def equal(found: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("name", "sizes"), some(3, CALLS, ("static", "dynamic")))
+@pytest.mark.parametrize(("name", "sizes"), some(5, CALLS, ("static", "dynamic")))
 def test_compiled_calls(name, sizes):
     """In one graph, forward and backward, the same values; and nothing asks `using()`."""
     case = CALLS[name]
@@ -585,7 +585,7 @@ def test_compiled_calls(name, sizes):
         assert equal(gradients_of(compiled, leaves_of(case)), want)
 
 
-@pytest.mark.parametrize("name", some(11, CALLS))
+@pytest.mark.parametrize("name", some(13, CALLS))
 def test_inductor(name):
     case = CALLS[name]
     torch._dynamo.reset()
@@ -674,7 +674,7 @@ def test_compiled_out_and_options():
 COMPILED_TRANSFORMS = ("grad", "jvp", "vmap", "hessian", "vmap of grad")
 
 
-@pytest.mark.parametrize(("name", "how"), some(3, REFERENCES, COMPILED_TRANSFORMS))
+@pytest.mark.parametrize(("name", "how"), some(7, REFERENCES, COMPILED_TRANSFORMS))
 def test_compiled_transformations(name, how):
     """In one graph, and with every tangent, of which an operator knows nothing."""
     ours, theirs = REFERENCES[name]
