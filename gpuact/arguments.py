@@ -125,7 +125,10 @@ def broadcast_shape(name: str, value: Any, shape: Sequence[int]) -> tuple[int, .
     """A parameter's shape with ones in front, checked to broadcast to `shape` and no further."""
     own = tuple(value.shape)
     padded = (1,) * (len(shape) - len(own)) + own
-    fits = len(own) <= len(shape) and all(n in (1, m) for n, m in zip(padded, shape, strict=False))
+    # not `n in (1, m)`: of a symbolic m torch.compile answers that with False
+    fits = len(own) <= len(shape) and all(
+        n == 1 or n == m for n, m in zip(padded, shape, strict=False)
+    )
     if not fits:
         raise ValueError(
             f"{name}: shape {own} came, allowed are shapes that broadcast to {tuple(shape)}"

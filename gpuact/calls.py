@@ -25,7 +25,7 @@ from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
 from .libraries import FLOATING, NUMBERS, Library, autocast, dtype_name, library_of, tracing
-from .operations import Loss, Reduction
+from .operations import Loss
 from .scores import Scores
 
 Array = Any
@@ -331,14 +331,16 @@ def _fused_entry(activation: Any, dropout: Any, channel_axis: Any) -> tuple[Hash
     return (activation, channel_axis, drops), drops
 
 
-_ACTIVATIONS = {f.name: f.forward.parameters for f in FUNCTIONS.values() if f.kind == "elementwise"}
+# Of each activation the parameters. In a dict: of a mappingproxy, as catalogue.FUNCTIONS is one,
+# torch.compile says that an empty one is true, and it gives up on one once any dict was changed.
+ACTIVATIONS = {f.name: f.forward.parameters for f in FUNCTIONS.values() if f.kind == "elementwise"}
 
 
 def check_fused(activation: Any, weight: Any) -> None:
     """Whether `fused` takes this activation, with slopes or without."""
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(_ACTIVATIONS)}")
-    if ("weight" in _ACTIVATIONS[activation]) != (weight is not None):
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(ACTIVATIONS)}")
+    if ("weight" in ACTIVATIONS[activation]) != (weight is not None):
         allowed = "slopes" if weight is None else "none"
         came = "none" if weight is None else type(weight).__name__
         raise ValueError(f"weight: {came} came, {activation} takes {allowed}")
@@ -530,6 +532,19 @@ def _scores(
     library = call.library
     scale = arguments.parameter("scale", scale, arrays=False)
     zero = arguments.choice("all_masked", all_masked, ("nan", "zero")) == "zero"
+    causal = check_scores(library, x, axes, mask, causal)
+    if mask is not None:
+        mask = _narrow(library, mask)
+        if library.dtype(mask) != "bool":
+            mask = library.astype(mask, library.dtype(x))
+        mask = library.reshape(mask, (*[1] * (x.ndim - mask.ndim), *mask.shape))
+    if scale == 1.0 and mask is None and not causal and not zero:
+        return None
+    return Scores(scale, mask, x.shape[-2] if causal else 0, zero)
+
+
+def check_scores(library: Library, x: Array, axes: Sequence[int], mask: Any, causal: Any) -> bool:
+    """Whether a mask, and causality, fit rows along these axes; causal as a bool."""
     if mask is not None:
         kind = library.dtype(mask)
         if kind not in ("bool", *FLOATING):
@@ -539,24 +554,18 @@ def _scores(
             )
         if library.name == "torch" and mask.is_sparse:
             raise TypeError("mask: a sparse tensor came, allowed is a dense one")
-        if _tracked(call, mask):
+        if library.tracked(mask):
             raise ValueError("mask: came requiring grad; a mask is a constant")
         arguments.broadcast_shape("mask", mask, x.shape)
-        mask = _narrow(library, mask)
-        if kind != "bool":
-            mask = library.astype(mask, library.dtype(x))
-        mask = library.reshape(mask, (*[1] * (x.ndim - mask.ndim), *mask.shape))
     causal = arguments.flag("causal", causal)
-    if causal and (x.ndim < 2 or axes != (x.ndim - 1,)):
+    if causal and (x.ndim < 2 or tuple(axes) != (x.ndim - 1,)):
         raise ValueError(
-            f"causal: came with axis {axes} of x of {x.ndim} dimensions, allowed is the last axis "
-            "of two at least: row i along the axis before it takes part up to column i"
+            f"causal: came with axis {tuple(axes)} of x of {x.ndim} dimensions, allowed is the "
+            "last axis of two at least: row i along the axis before it takes part up to column i"
         )
     if causal and x.shape[-1] >= 2**31:  # how far behind its own a column is has 32 bits
         raise ValueError(f"causal: came with {x.shape[-1]} columns, allowed are up to 2^31 - 1")
-    if scale == 1.0 and mask is None and not causal and not zero:
-        return None
-    return Scores(scale, mask, x.shape[-2] if causal else 0, zero)
+    return causal
 
 
 def _narrow(library: Library, mask: Array) -> Array:
@@ -701,6 +710,58 @@ def _find_loss(
     return prepared, route.recorded()
 
 
+def check_loss(
+    library: Library,
+    logits: Array,
+    target: Array,
+    *,
+    ignore_index: Any,
+    reduction: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    softcap: Any,
+) -> dict[str, Any]:
+    """A loss's numbers and words, checked; a cap that there is not is 0."""
+    kind = library.dtype(target)
+    integers = kind in arguments.INTEGERS
+    if not integers and kind not in FLOATING:
+        raise TypeError(
+            f"target: dtype {kind} came, allowed are integer classes, or probabilities in "
+            f"{', '.join(FLOATING)}"
+        )
+    reduction = arguments.choice("reduction", reduction, ("mean", "sum", "none"))
+    ignore_index = arguments.whole("ignore_index", ignore_index)
+    label_smoothing = arguments.parameter("label_smoothing", label_smoothing, arrays=False)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: {label_smoothing} came, allowed is 0 to 1")
+    z_loss = arguments.positive("z_loss", z_loss, zero=True)
+    softcap = 0.0 if softcap is None else arguments.positive("softcap", softcap, zero=False)
+    computed = arguments.compute_dtype(library.dtype(logits))
+    least, most = LIMITS[computed]
+    if softcap and not least <= softcap <= most:
+        raise ValueError(
+            f"softcap: {softcap} came, allowed is what {computed} holds: {least:.2g} to {most:.2g}"
+        )
+    if not integers and ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index: {ignore_index} came with a target of probabilities, which has no "
+            "index to ignore; allowed is a negative number"
+        )
+    return {
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "softcap": softcap,
+    }
+
+
+# The least and the largest positive number of a precision, subnormal ones apart
+LIMITS = {
+    name: (float(np.finfo(name).tiny), float(np.finfo(name).max)) for name in ("float32", "float64")
+}
+
+
 class LossCall:
     """A cross-entropy's arguments, checked: what the three public functions share."""
 
@@ -730,30 +791,17 @@ class LossCall:
             raise ValueError("logits: a 0-d array came, allowed is at least the axis of classes")
         kind = library.dtype(target)
         integers = kind in arguments.INTEGERS
-        if not integers and kind not in FLOATING:
-            raise TypeError(
-                f"target: dtype {kind} came, allowed are integer classes, or probabilities in "
-                f"{', '.join(FLOATING)}"
-            )
-        reduction = arguments.choice("reduction", reduction, ("mean", "sum", "none"))
-        ignore_index = arguments.whole("ignore_index", ignore_index)
-        label_smoothing = arguments.parameter("label_smoothing", label_smoothing, arrays=False)
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing: {label_smoothing} came, allowed is 0 to 1")
-        z_loss = arguments.positive("z_loss", z_loss, zero=True)
-        softcap = 0.0 if softcap is None else arguments.positive("softcap", softcap, zero=False)
+        checked = check_loss(
+            library,
+            self.logits,
+            target,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+        )
         computed = arguments.compute_dtype(library.dtype(self.logits))
-        least, most = float(np.finfo(computed).tiny), float(np.finfo(computed).max)
-        if softcap and not least <= softcap <= most:
-            raise ValueError(
-                f"softcap: {softcap} came, allowed is what {computed} holds: {least:.2g} to "
-                f"{most:.2g}"
-            )
-        if not integers and ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index: {ignore_index} came with a target of probabilities, which has no "
-                "index to ignore; allowed is a negative number"
-            )
         k = class_axis(self.logits, target, integers, axis)
         classes = self.logits.shape[k]
         if classes == 0:
@@ -776,15 +824,7 @@ class LossCall:
                 raise ValueError("weight: came requiring grad; class weights are constants")
             weight = library.astype(arguments.floating("weight", library, weight), computed)
             self.weight = library.contiguous(weight)
-        self.loss = Loss(
-            axis=k,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            softcap=softcap,
-            reduction=cast(Reduction, reduction),
-            probabilities=not integers,
-        )
+        self.loss = Loss(axis=k, probabilities=not integers, **checked)
         for name, value in numbers.items():
             more[name] = self.call.empty((), "float64")
             library.copy(more[name], arguments.parameter(name, value, arrays=False))
@@ -794,7 +834,8 @@ class LossCall:
 
     def _checks_targets(self) -> bool:
         """NumPy looks at every target; on a GPU looking would wait for the device."""
-        return getattr(self.call.module, "ON_HOST", False) or _asked_to_check()
+        on_host = getattr(self.call.module, "ON_HOST", False)
+        return self.call.computes and (on_host or _asked_to_check())
 
     def _check_targets(self, classes: int) -> None:
         t, ignored = self.target, self.loss.ignore_index

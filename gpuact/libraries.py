@@ -40,7 +40,7 @@ def tracing(x: Any) -> bool:
         return False
     import torch  # which is there, as x is; and a trace that asked sys.modules would copy it whole
 
-    return torch.compiler.is_dynamo_compiling()
+    return torch.compiler.is_dynamo_compiling() and isinstance(x, torch.Tensor)
 
 
 def autocast(x: Any) -> Any:
@@ -346,7 +346,8 @@ class Torch(Library):
         self._current_device = torch.cuda.current_device
         self._devices = 0  # not asked yet: what CUDA shows is settled with the first CUDA tensor
         self.alike = torch.empty_like
-        self.recording = lambda: torch.is_grad_enabled() and not inside.get()
+        traced = torch.compiler.is_dynamo_compiling  # which reads no ContextVar
+        self.recording = lambda: torch.is_grad_enabled() and (traced() or not inside.get())
         self._modes = torch._C._len_torch_dispatch_stack  # that see each operator
         self._transforms = torch._C._are_functorch_transforms_active
         self._forward = torch.autograd.forward_ad
@@ -519,10 +520,10 @@ _libraries: dict[str, Library] = {"numpy": Library()}
 
 def library_of(x: Any) -> Library | None:
     """The library whose array x is, or None."""
-    if tracing(x):
-        return _libraries["torch"]
     if isinstance(x, np.ndarray):
         return _libraries["numpy"]
+    if tracing(x):
+        return _libraries["torch"]
     for name, kind, make in (("torch", "Tensor", Torch), ("cupy", "ndarray", CuPy)):
         module = sys.modules.get(name)
         array_type = getattr(module, kind, None)  # absent while the import is still going on

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import setuptools  # noqa: F401 (which torch's compiler loads, and which must come before distutils)
 
 import gpuact
 from tests.bounds import DTYPES

@@ -1,8 +1,8 @@
 """What stands for an operator where torch.compile meets a transformation of torch.func.
 
-torch.compile takes no autograd function on in there, and of an operator alone it would drop the
-tangents. So the functions are spelled once more, in PyTorch's own operations, which it fuses; they
-mean the same, and what they call "differentiable" is PyTorch's.
+torch.compile takes no autograd function on in there, functionalize none anywhere, and of an
+operator alone tangents would be dropped. So the functions are spelled once more, in PyTorch's own
+operations, which torch.compile fuses. They mean the same; their derivatives are PyTorch's.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ def _softmax(
         part = before if part is None else part & before
     if part is not None:
         z = torch.where(part, z, -torch.inf)
-    y = _normalized(z, axes).exp()
-    if zero:
-        nothing = z == -torch.inf
-        y = torch.where(nothing.all(tuple(axes), keepdim=True) if axes else nothing, 0.0, y)
-    return y.to(x.dtype)
+    if not zero:
+        return _normalized(z, axes).exp().to(x.dtype)
+    nothing = z == -torch.inf
+    nothing = nothing.all(tuple(axes), keepdim=True) if axes else nothing
+    # first, so that no derivative meets the NaN that such a row would be
+    y = _normalized(torch.where(nothing, 0.0, z), axes).exp()
+    return torch.where(nothing, 0.0, y).to(x.dtype)
 
 
 def _log_softmax(x: Tensor, axes: Sequence[int], backend: str) -> Tensor:
@@ -65,20 +67,30 @@ def _log_softmax(x: Tensor, axes: Sequence[int], backend: str) -> Tensor:
 
 
 def _normalized(z: Tensor, axes: Sequence[int]) -> Tensor:
-    """z less its log-sum-exp along the axes; of a 0-d tensor, which has none, less itself."""
-    return z - (z.logsumexp(tuple(axes), keepdim=True) if axes else z)
+    """z less its log-sum-exp along the axes; of a 0-d tensor, which has none, less itself. A row
+    with +inf in it is NaN everywhere."""
+    lse = z.logsumexp(tuple(axes), keepdim=True) if axes else z
+    return z - lse + 0 * lse
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Any, *more: Any) -> tuple[Any, Any]:
     *rest, _ = more
     options = losses.Options(*rest)
+    lse = _lse(logits, options)
+    if not target.is_floating_point():  # a row that does not count may hold anything
+        counts = (target != options.ignore_index).unsqueeze(options.axis)
+        logits = torch.where(counts, logits, torch.zeros_like(logits))
+    of_rows = _lse(logits, options)
+    row = losses.Row(logits, target, weight, of_rows, options)
+    surprise = torch.where(row.q == 0, 0.0, row.q * (row.lse - row.z))
+    return row.reduced(row.sum(surprise) + row.zeta * row.lse * row.lse + 0 * row.lse), lse
+
+
+def _lse(logits: Tensor, options: losses.Options) -> Tensor:
     z = wide(logits)
     if options.softcap:
         z = options.softcap * torch.tanh(z / options.softcap)
-    lse = z.logsumexp(options.axis)
-    row = losses.Row(logits, target, weight, lse, options)
-    surprise = torch.where(row.q == 0, 0.0, row.q * (row.lse - row.z))
-    return row.reduced(row.sum(surprise) + row.zeta * row.lse * row.lse), lse
+    return z.logsumexp(options.axis)
 
 
 def _fused(x: Tensor, activation: str, *more: Any) -> Tensor:

@@ -271,19 +271,13 @@ class LearnedBackward(Rule):
         tensors = [
             front(info, a, dim) for a, dim in zip(args[:count], in_dims[:count], strict=True)
         ]
-        *more, wanted, backend = args[count:]
-        numbers = self._each(info, tensors, more[0], wanted)
+        numbers, wanted, backend = args[count:]
+        for k in range(self.count):
+            if tensors[2 + k] is None and wanted[1 + k]:  # a number: one entry a sample
+                shape = (info.batch_size, *[1] * (tensors[0].ndim - 1))
+                tensors[2 + k] = tensors[0].new_full(shape, numbers[k])
         found = call(self.name, *tensors, numbers, wanted, backend)
         return found, tuple([0 if want else None for want in wanted])
-
-    def _each(self, info: Any, tensors: list[Any], numbers: Any, wanted: Sequence[bool]) -> Any:
-        """A number whose gradient is wanted becomes a tensor, one entry a sample."""
-        dy = tensors[0]
-        for k in range(self.count):
-            if tensors[2 + k] is None and wanted[1 + k]:
-                shape = (info.batch_size, *[1] * (dy.ndim - 1))
-                tensors[2 + k] = dy.new_full(shape, numbers[k])
-        return numbers
 
 
 class Derivative(Rule):
@@ -506,6 +500,7 @@ class Parts:
         return found
 
     def tangent(self, tx: Any, tscale: Any, tbias: Any, tslope: Any, tgate: Any, tres: Any) -> Any:
+        tx, tscale, tbias, tslope, tgate, tres = wide(tx, tscale, tbias, tslope, tgate, tres)
         steps = [
             tx if tx is None or self.scale is None else tx * self.scale,
             None if tscale is None else tscale * self.x,

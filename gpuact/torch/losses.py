@@ -18,7 +18,7 @@ import torch
 
 from .. import calls
 from ..catalogue import Function
-from .registry import Args, Rule, call, front, save, total, wide
+from .registry import Args, Rule, call, constant, front, save, total, wide
 
 Tensor = torch.Tensor
 
@@ -56,35 +56,36 @@ class Row:
             t = torch.tanh(z / cap)
             self.slope = (1 - t) * (1 + t)
             self.z, self.bend = cap * t, -2 / cap * t * self.slope
-        self.lse = wide(lse).unsqueeze(self.axis)
+        self.lse = lse.to(z.dtype).unsqueeze(self.axis)
         self.s = (self.z - self.lse).exp()
         classes = z.shape[self.axis]
         shape = [1] * z.ndim
         shape[self.axis] = classes
-        self.weight = None if weight is None else wide(weight).reshape(shape)
+        self.weight = None if weight is None else weight.to(z.dtype).reshape(shape)
         self.probabilities = target.is_floating_point()
         share = options.label_smoothing / classes
         if self.probabilities:
             self.counts = None
-            q = wide(target) * (1 - options.label_smoothing) + share
+            q = target.to(z.dtype) * (1 - options.label_smoothing) + share
         else:
-            self.counts = (target != options.ignore_index).unsqueeze(self.axis)
-            column = torch.where(self.counts, target.long().unsqueeze(self.axis), 0)
-            q = torch.full_like(z, share).scatter_add(
-                self.axis, column, torch.full_like(self.lse, 1 - options.label_smoothing)
-            )
+            found = target.long().unsqueeze(self.axis)
+            self.counts = found != options.ignore_index
+            there = (found >= 0) & (found < classes)  # a class out of range makes its row NaN
+            self.column = torch.where(there, found, 0)
+            whole = torch.full_like(self.lse, 1 - options.label_smoothing)
+            whole = torch.where(there, whole, torch.nan)
+            q = torch.full_like(z, share).scatter_add(self.axis, self.column, whole)
         q = q if self.weight is None else q * self.weight
-        self.q = self._counting(q)
-        self.zeta = self._counting(torch.full_like(self.lse, options.z_loss))
+        self.q = self.counting(q)
+        self.zeta = self.counting(torch.full_like(self.lse, options.z_loss))
         self.factor = self.q.sum(self.axis, keepdim=True) + 2 * self.zeta * self.lse
-        self.column = None if self.probabilities else column
 
-    def _counting(self, x: Tensor) -> Tensor:
+    def counting(self, x: Tensor) -> Tensor:
         return x if self.counts is None else torch.where(self.counts, x, 0.0)
 
     def sloped(self, x: Tensor) -> Tensor:
         """times z', of rows that count: those that do not may hold anything."""
-        return self._counting(x if self.slope is None else x * self.slope)
+        return self.counting(x if self.slope is None else x * self.slope)
 
     @property
     def gradient(self) -> Tensor:
@@ -104,11 +105,10 @@ class Row:
     @property
     def _weights(self) -> Tensor:
         """Of each row."""
-        assert self.column is not None
         ones = torch.ones_like(self.lse)
         if self.weight is not None:
             ones = self.weight.expand_as(self.z).gather(self.axis, self.column)
-        return self._counting(ones)
+        return self.counting(ones)
 
     def spread(self, dloss: Tensor) -> Tensor:
         """D of each row, of the gradient of the reduced loss."""
@@ -116,7 +116,7 @@ class Row:
             return dloss.unsqueeze(self.axis)
         if self.options.reduction == "mean":
             dloss = dloss / self.denominator
-        return self._counting(dloss.expand_as(self.lse))
+        return self.counting(dloss.expand_as(self.lse))
 
     def reduced(self, rows: Tensor) -> Tensor:
         """What `spread` is the transpose of."""
@@ -124,6 +124,13 @@ class Row:
             return rows.squeeze(self.axis)
         summed = rows.sum()
         return summed / self.denominator if self.options.reduction == "mean" else summed
+
+    def by_dloss(self, g: Tensor) -> Tensor:
+        """Of dlogits, the gradient by dloss: 0 by that of a mean over nothing, which is 0 there."""
+        found = self.reduced(self.sum(g * self.gradient))
+        if self.options.reduction == "mean" and self.counts is not None:
+            found = torch.where(self.counts.any(), found, 0.0)
+        return found
 
     def by_target(self, x: Tensor) -> Tensor:
         """Of what is linear in q, the gradient by probabilities."""
@@ -143,6 +150,7 @@ class Loss(Rule):
 
     def keep(self, ctx: Any, inputs: Args, output: Any) -> None:
         logits, target, weight, *options, backend = inputs
+        constant("weight", ctx.needs_input_grad[2])
         _, lse = output
         ctx.options, ctx.backend = Options(*options), backend
         ctx.set_materialize_grads(False)  # an output that nobody used comes back as None
@@ -153,7 +161,8 @@ class Loss(Rule):
         found = gradients(ctx.options, ctx.backend, needs, dloss, dlse, *ctx.saved_tensors)
         return *found, *[None] * 8
 
-    def jvp(self, ctx: Any, tlogits: Any, ttarget: Any, *_: Any) -> Any:
+    def jvp(self, ctx: Any, tlogits: Any, ttarget: Any, tweight: Any, *_: Any) -> Any:
+        constant("weight", tweight is not None)
         logits, target, weight, lse = ctx.saved_tensors
         row = Row(logits, target, weight, lse, ctx.options)
         terms, tlse = [], torch.zeros_like(lse)
@@ -166,22 +175,27 @@ class Loss(Rule):
             terms.append(row.sum(row.by_target((row.lse - row.z) * wide(ttarget))))
         if not terms:
             terms.append(torch.zeros_like(row.lse))
-        return row.reduced(total(terms)), tlse
+        return row.reduced(total(terms)).to(lse.dtype), tlse.to(lse.dtype)
 
     def vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         if in_dims[2] is not None:
             return super().vmap(info, in_dims, *args)
         logits, target, weight, *rest, backend = args
-        options = Options(*rest)
+        options = _of_sample(Options(*rest), logits, in_dims[0])
         logits, target = front(info, logits, in_dims[0]), front(info, target, in_dims[1])
         inner = options._replace(reduction="none", axis=options.axis + 1)
         losses, lse = call(self.name, logits, target, weight, *inner, backend)
         if options.reduction == "none":
             return (losses, lse), (0, 0)
-        loss = losses.reshape(info.batch_size, -1).sum(1)
+        loss = _of_samples(losses)
         if options.reduction == "mean":
             loss = loss / _denominators(info, target, weight, losses, options)
         return (loss, lse), (0, 0)
+
+
+def _of_sample(options: Options, logits: Tensor, dim: Any) -> Options:
+    """With an axis that counts from the first."""
+    return options._replace(axis=options.axis % (logits.ndim - (dim is not None)))
 
 
 def weight_of_targets(target: Tensor, weight: Any, ignore_index: int, like: Tensor) -> Tensor:
@@ -189,15 +203,20 @@ def weight_of_targets(target: Tensor, weight: Any, ignore_index: int, like: Tens
     counts = target != ignore_index
     if weight is None:
         return counts.to(like.dtype)
-    return torch.where(counts, wide(weight)[torch.where(counts, target, 0)], 0.0)
+    there = counts & (target >= 0) & (target < weight.shape[0])
+    return torch.where(there, weight.to(like.dtype)[torch.where(there, target.long(), 0)], 0.0)
 
 
 def _denominators(info: Any, target: Tensor, weight: Any, rows: Tensor, options: Options) -> Any:
     """What each sample's mean divides by. rows: of the loss's dtype and the rows' shape."""
     if target.is_floating_point():
         return rows.numel() / max(1, info.batch_size)
-    weights = weight_of_targets(target, weight, options.ignore_index, rows)
-    return weights.reshape(info.batch_size, -1).sum(1)
+    return _of_samples(weight_of_targets(target, weight, options.ignore_index, rows))
+
+
+def _of_samples(x: Tensor) -> Tensor:
+    """The sum of each, the batch being first; there may be none."""
+    return x.sum(tuple(range(1, x.ndim))) if x.ndim > 1 else x
 
 
 def gradients(
@@ -223,7 +242,8 @@ def gradients(
     if needs[0] and dlse is not None:
         # in the dtype of lse: dlse may be no number of a half type
         s = call("softmax", z, [options.axis], 1.0, None, False, False, backend)
-        gradient = s * dlse.unsqueeze(options.axis)
+        d = dlse.unsqueeze(options.axis)
+        gradient = torch.where(d == 0, 0.0, s * d)  # an ignored row may be NaN
         dlogits.append((gradient if slope is None else gradient * slope).to(logits.dtype))
     if needs[1] and dloss is not None:
         log_s = call("log_softmax", z, [options.axis], backend)
@@ -252,7 +272,9 @@ class LossBackward(Rule):
 
     def keep(self, ctx: Any, inputs: Args, output: Any) -> None:
         dloss, logits, target, lse, weight, *options, _ = inputs
+        constant("weight", ctx.needs_input_grad[4])
         ctx.options = Options(*options)
+        ctx.set_materialize_grads(False)  # what has no tangent comes as None
         save(ctx, dloss, logits, target, lse, weight)
 
     def _row(self, ctx: Any) -> tuple[Row, Tensor]:
@@ -260,29 +282,34 @@ class LossBackward(Rule):
         row = Row(logits, target, weight, lse, ctx.options)
         return row, row.spread(wide(dloss))
 
-    def backward(self, ctx: Any, g: Tensor) -> Any:
+    def backward(self, ctx: Any, g: Tensor | None) -> Any:
+        if g is None:
+            return (None,) * 12
         row, d = self._row(ctx)
         dloss, logits, target, lse, _ = ctx.saved_tensors
         needs = ctx.needs_input_grad
         g = wide(g)
         found: list[Any] = [None] * 4
         if needs[0]:
-            found[0] = row.reduced(row.sum(g * row.gradient)).to(dloss.dtype)
+            found[0] = row.by_dloss(g).to(dloss.dtype)
         p = row.sloped(g * d)
         if needs[1]:
             curved = row.factor * row.s * p
             if row.slope is not None:
                 bent = (row.factor * row.s - row.q) * row.bend * g * d
-                curved = curved * row.slope + row._counting(bent)
-            found[1] = curved.to(logits.dtype)
+                curved = curved * row.slope + bent
+            found[1] = row.counting(curved).to(logits.dtype)
         if needs[2] and row.probabilities:
             found[2] = row.by_target(row.sum(p * row.s) - p).to(target.dtype)
         if needs[3]:
             terms = row.sum(p * row.s) * (2 * row.zeta - row.factor)
-            found[3] = row._counting(terms).squeeze(row.axis).to(lse.dtype)
+            found[3] = row.counting(terms).squeeze(row.axis).to(lse.dtype)
         return *found, *[None] * 8
 
-    def jvp(self, ctx: Any, tdloss: Any, tlogits: Any, ttarget: Any, tlse: Any, *_: Any) -> Any:
+    def jvp(
+        self, ctx: Any, tdloss: Any, tlogits: Any, ttarget: Any, tlse: Any, tweight: Any, *_: Any
+    ) -> Any:
+        constant("weight", tweight is not None)
         row, d = self._row(ctx)
         logits = ctx.saved_tensors[1]
         terms = []
@@ -294,7 +321,7 @@ class LossBackward(Rule):
             terms.append(d * row.sloped(moved))
             if row.bend is not None:
                 bent = (row.factor * row.s - row.q) * row.bend * t * d
-                terms.append(row._counting(bent))
+                terms.append(row.counting(bent))
         if ttarget is not None and row.probabilities:
             share = row.by_target(wide(ttarget))
             terms.append(d * row.sloped(row.sum(share) * row.s - share))
@@ -308,7 +335,7 @@ class LossBackward(Rule):
             return super().vmap(info, in_dims, *args)
         *tensors, weight = args[:5]
         *rest, backend = args[5:]
-        options = Options(*rest)
+        options = _of_sample(Options(*rest), tensors[1], in_dims[1])
         dloss, logits, target, lse = (
             front(info, a, dim) for a, dim in zip(tensors, in_dims[:4], strict=True)
         )
@@ -321,8 +348,7 @@ class LossBackward(Rule):
 
 
 class LossWithGrad(Rule):
-    """(loss, dlogits) in one pass. What the loss has of a gradient is dlogits; of dlogits there is
-    none."""
+    """(loss, dlogits) in one pass. The loss is differentiable once, by logits; dlogits is not."""
 
     name = "cross_entropy_with_grad"
     schema = f"(Tensor logits, Tensor target, {OPTIONS}) -> (Tensor, Tensor)"

@@ -16,7 +16,7 @@ import torch
 from .. import arguments, calls, dispatch
 from ..catalogue import FUNCTIONS
 from ..fusion import Dropout, Fusion
-from ..libraries import library_of
+from ..libraries import autocast, library_of
 from ..operations import Loss
 from . import elementwise, losses
 from . import rows as of_rows
@@ -34,20 +34,17 @@ for _rule in (of_rows.Jacobian(), elementwise.Fused(), elementwise.FusedBackward
     register(_rule)
 
 
-# Of each activation the parameters, and those it learns. In dicts: of a mappingproxy torch.compile
-# says that an empty one is true, and it gives up on one once any dict was changed.
-_PARAMETERS = {f.name: f.forward.parameters for f in FUNCTIONS.values() if f.kind == "elementwise"}
-_LEARNS = {name: tuple(FUNCTIONS[name].sums) for name in _PARAMETERS}
+# In dicts, of which torch.compile reads more than of catalogue.FUNCTIONS: see calls.ACTIVATIONS
+_LEARNS = {name: tuple(FUNCTIONS[name].sums) for name in calls.ACTIVATIONS}
+_INTEGERS = {name: FUNCTIONS[name].integers for name in calls.ACTIVATIONS}
 TORCH: Any = library_of(torch.empty(0))  # known from here on, not first met in a trace
 
 
 def _backend() -> str:
     """Compiled code runs where its arrays are, whatever `using()` said when it was compiled."""
-    return (
-        ""
-        if torch.compiler.is_dynamo_compiling()
-        else dispatch.chosen.get() or dispatch.ENVIRONMENT
-    )
+    if torch.compiler.is_compiling():
+        return ""
+    return dispatch.chosen.get() or dispatch.ENVIRONMENT
 
 
 def _tensor(name: str, x: Any) -> Tensor:
@@ -84,7 +81,7 @@ def _params(
     """Parameters as operators take them: tensors of x's number of dimensions, and numbers."""
     tensors: list[Tensor | None] = []
     numbers: list[float] = []
-    for k in _PARAMETERS[name]:
+    for k in calls.ACTIVATIONS[name]:
         value = arguments.parameter(k, params[k], k in _LEARNS[name])
         if isinstance(value, float):
             tensors.append(None)
@@ -105,10 +102,19 @@ def _arguments(name: str, x: Tensor, params: Mapping[str, Any], channel_axis: An
     return [*tensors, numbers] if _LEARNS[name] else numbers
 
 
+def _input(name: str, what: str, x: Any, kept: bool = False) -> Tensor:
+    """As an activation takes it, or its derivative; `kept`: integers may stay what they are."""
+    integers = _INTEGERS[name]
+    if integers == "kept" and not kept:
+        integers = "float32"
+    found: Tensor = arguments.activation_input(what, TORCH, _tensor(what, x), integers)
+    return found
+
+
 def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
-    x = _tensor("x", x)
+    x = _input(name, "x", x, kept=True)
     more = _arguments(name, x, params, channel_axis)
     return _into(out, call(name, x, *more, _backend()))
 
@@ -116,7 +122,7 @@ def activation(
 def derivative(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
-    x = _tensor("x", x)
+    x = _input(name, "x", x)
     more = _arguments(name, x, params, channel_axis)
     return _into(out, call(f"{name}_derivative", x, *more, _backend()))
 
@@ -125,12 +131,12 @@ def activation_backward(
     name: str, dy: Any, stored: Mapping[str, Any], *, channel_axis: Any = ..., **params: Any
 ) -> tuple[Any, ...]:
     ((what, kept),) = stored.items()
-    dy, kept = _tensor("dy", dy), _tensor(what, kept)
+    kept = _input(name, what, kept)
+    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy), what, kept)
     more = _arguments(name, kept, params, channel_axis)
     learns = _LEARNS[name]
     if not learns:
         return (call(f"{name}_backward", dy, kept, *more, _backend()),)
-    dy = dy.to(kept.dtype)
     wanted = [True] * (1 + len(learns))
     dx, *sums = call(f"{name}_backward", dy, kept, *more, wanted, _backend())
     shapes = [getattr(params[k], "shape", ()) for k in learns]
@@ -151,9 +157,10 @@ def _fused(
 ) -> tuple[Any, list[Any], list[Any], list[Any], tuple[Any, ...]]:
     """x; scale, bias, slope and gate as tensors; residual; the numbers; dropout."""
     x, scale, bias, weight, negative_slope, gate, residual = given
-    x = _tensor("x", x)
     calls.check_fused(activation, weight)
-    slope = negative_slope if activation == "leaky_relu" else weight
+    x = arguments.floating("x", TORCH, _input(activation, "x", x, kept=True))
+    number = arguments.parameter("negative_slope", negative_slope, arrays=False)
+    slope = number if activation == "leaky_relu" else weight
     tensors: list[Any] = []
     numbers: list[Any] = []
     for name, value in (("scale", scale), ("bias", bias), ("weight", slope)):
@@ -166,16 +173,22 @@ def _fused(
             shape = arguments.channel_shape(name, _tensor(name, value), x.shape, channel_axis)
             tensors.append(value.reshape(shape))
             numbers.append(None)
-    for name, value in (("gate", gate), ("residual", residual)):
-        if value is not None and _tensor(name, value).shape != x.shape:
-            raise ValueError(f"{name}: shape {tuple(value.shape)} came, x has {tuple(x.shape)}")
+    gate, residual = _beside("gate", gate, x), _beside("residual", residual, x)
     if dropout is None:
         dropout = NOTHING
     elif not isinstance(dropout, Dropout):
         raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
     chance = _chance(dropout)
-    x = x if x.is_floating_point() else x.float()
     return x, [*tensors, gate], [residual], numbers, chance
+
+
+def _beside(name: str, value: Any, x: Tensor) -> Any:
+    if value is None:
+        return None
+    value = arguments.floating(name, TORCH, _tensor(name, value))
+    if value.shape != x.shape:
+        raise ValueError(f"{name}: shape {tuple(value.shape)} came, x has {tuple(x.shape)}")
+    return value
 
 
 def fused(
@@ -207,10 +220,7 @@ def fused_backward(
     activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
 ) -> dict[str, Any]:
     x, tensors, (residual,), numbers, chance = _fused(activation, dropout, channel_axis, given)
-    dy = _tensor("dy", dy)
-    if dy.shape != x.shape:
-        raise ValueError(f"dy: shape {tuple(dy.shape)} came, x has {tuple(x.shape)}")
-    dy = dy.to(x.dtype)
+    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy), "x", x)
     _, scale, bias, weight, _, gate, _ = given
     named = {"x": x, "scale": scale, "bias": bias, "weight": weight, "gate": gate}
     wanted = [value is not None for value in named.values()]
@@ -240,13 +250,6 @@ def _axes(axis: Any, x: Tensor) -> list[int]:
     return list(arguments.row_axes(axis, x.ndim))
 
 
-def _dtype(dtype: Any) -> torch.dtype:
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype):
-        raise TypeError(f"dtype: {dtype} came, allowed are torch's floating dtypes")
-    return found
-
-
 def rows(
     name: str,
     x: Any,
@@ -266,21 +269,23 @@ def rows(
         found = _of_shards(name, x, axis=axis, **options)
         if found is not NotImplemented:
             return found
-    if dtype is not None:
-        x = x.to(_dtype(dtype))
-    args: list[Any] = [x, _axes(axis, x)]
+    told = dtype is not None or out is not None
+    x = arguments.floating("x", TORCH, x if told else autocast(x), dtype)
+    axes = _axes(axis, x)
+    scores: list[Any] = []
     if name == "softmax":
-        if mask is not None and _tensor("mask", mask).requires_grad and torch.is_grad_enabled():
-            raise ValueError("mask: came requiring grad; a mask is a constant")
+        mask = None if mask is None else _tensor("mask", mask)
+        causal = calls.check_scores(TORCH, x, axes, mask, causal)
         scale = arguments.parameter("scale", scale, False)
         zero = arguments.choice("all_masked", all_masked, ("nan", "zero")) == "zero"
-        args += [scale, mask, arguments.flag("causal", causal), zero]
-    y = call(name, *args, _backend())
-    return _into(out, y if dtype is None else y.to(_dtype(dtype)))
+        scores = [scale, mask, causal, zero]
+    y = call(name, x, axes, *scores, _backend())
+    return _into(out, y.to(x.dtype) if told else y)  # the operator knows torch.autocast, too
 
 
 def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> Any:
-    dy, y = _tensor("dy", dy), _tensor("y", y)
+    y = arguments.floating("y", TORCH, _tensor("y", y))
+    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy), "y", y)
     scale = arguments.parameter("scale", scale, False)
     return call(f"{name}_backward", dy, y, _axes(axis, y), scale, _backend())
 
@@ -292,27 +297,14 @@ def softmax_jacobian(y: Any, axis: Any) -> Any:
 # -- cross-entropy --------------------------------------------------------------------------------
 
 
-def _loss(
-    logits: Any,
-    target: Any,
-    *,
-    weight: Any,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    axis: Any,
-) -> tuple[Any, ...]:
-    """Of an operator all arguments but the tensors before them."""
-    logits, target = _tensor("logits", logits), _tensor("target", target)
-    if weight is not None and _tensor("weight", weight).requires_grad and torch.is_grad_enabled():
+def _loss(logits: Any, target: Any, *, weight: Any, axis: Any, **options: Any) -> tuple[Any, ...]:
+    """The logits, and of an operator all arguments behind the tensors before them."""
+    logits = arguments.floating("logits", TORCH, _tensor("logits", logits))
+    checked = calls.check_loss(TORCH, logits, _tensor("target", target), **options)
+    if weight is not None and TORCH.tracked(_tensor("weight", weight)):
         raise ValueError("weight: came requiring grad; class weights are constants")
     k = calls.class_axis(logits, target, not target.is_floating_point(), axis)
-    smoothing = arguments.parameter("label_smoothing", label_smoothing, False)
-    z_loss = arguments.positive("z_loss", z_loss, True)
-    cap = 0.0 if softcap is None else arguments.positive("softcap", softcap, False)
-    return weight, ignore_index, reduction, smoothing, z_loss, cap, k, _backend()
+    return logits, (weight, *losses.Options(axis=k, **checked), _backend())
 
 
 def cross_entropy(
@@ -323,7 +315,7 @@ def cross_entropy(
         found = _of_shards("cross_entropy", logits, target, **more)
         if found is not NotImplemented:
             return found
-    args = _loss(logits, target, **options)
+    logits, args = _loss(logits, target, **options)
     at_once = arguments.flag("gradient_in_forward", gradient_in_forward)
     if at_once and logits.requires_grad and torch.is_grad_enabled():
         calls.check_gradient_in_forward(args[2], return_lse, target.requires_grad)
@@ -346,7 +338,7 @@ def _mean_of_shards(logits: Tensor, target: Tensor, weight: Any, *args: Any) -> 
 
 
 def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **options: Any) -> Any:
-    args = _loss(logits, target, **options)
+    logits, args = _loss(logits, target, **options)
     if not isinstance(dloss, Tensor):
         number = arguments.parameter("dloss", dloss, False)
         dloss = torch.full((), number, dtype=_tensor("lse", lse).dtype, device=logits.device)
@@ -384,6 +376,6 @@ def _options_of(loss: Loss) -> losses.Options:
 
 
 def cross_entropy_with_grad(logits: Any, target: Any, dlogits_out: Any, **options: Any) -> Any:
-    args = _loss(logits, target, **options)
+    logits, args = _loss(logits, target, **options)
     loss, dlogits = call("cross_entropy_with_grad", logits, target, *args)
     return loss, _into(dlogits_out, dlogits, "dlogits_out")

@@ -10,6 +10,7 @@ there is a derivative of every order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, cast
@@ -76,6 +77,11 @@ class Rule:
         )
 
 
+def constant(name: str, learned: bool) -> None:
+    if learned:
+        raise ValueError(f"{name}: came to be differentiated by; a {name} is a constant")
+
+
 def save(ctx: Any, *tensors: Tensor | None) -> None:
     """For backward and for forward mode alike."""
     ctx.save_for_backward(*tensors)
@@ -118,11 +124,20 @@ def operators() -> list[tuple[Rule, Callable[..., Any]]]:
     return [(rule, _operators[name]) for name, rule in _rules.items()]
 
 
+# Inside the rule that batches an operator, whose level PyTorch leaves on: operators alone do there.
+_batching: ContextVar[bool] = ContextVar("gpuact_batching", default=False)
+
+
 def call(name: str, *args: Any) -> Any:
-    """An operator, through its autograd function where a transformation or forward mode is on."""
+    """An operator, or what does for it where a transformation or forward mode is on: its autograd
+    function, or where no such function is taken, PyTorch's own operations."""
     if not _transformed():
         return _operators[name](*args)
-    if torch.compiler.is_dynamo_compiling():
+    traced = torch.compiler.is_dynamo_compiling()
+    functional = not traced and _functionalized()
+    if not traced and (_batching.get() or functional == "alone"):
+        return _operators[name](*args)
+    if traced or functional:
         from .composite import composite
 
         return composite(name, *args)
@@ -130,16 +145,18 @@ def call(name: str, *args: Any) -> Any:
 
 
 def _transformed() -> bool:
-    """Whether operators alone would not do; functionalize takes them, and no autograd function."""
-    if not torch._C._are_functorch_transforms_active():
-        level: int = torch.autograd.forward_ad._current_level
-        return level >= 0
-    if torch.compiler.is_dynamo_compiling():
-        return True
+    level: int = torch.autograd.forward_ad._current_level
+    return level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _functionalized() -> str:
+    """Whether functionalize is on, which takes no autograd function: "alone", or among "others"."""
     from torch._C import _functorch
 
-    innermost: Any = _functorch.peek_interpreter_stack()
-    return bool(innermost.key() != _functorch.TransformType.Functionalize)
+    stack: Any = _functorch.get_interpreter_stack() or ()
+    if not any(each.key() == _functorch.TransformType.Functionalize for each in stack):
+        return ""
+    return "alone" if len(stack) == 1 else "others"
 
 
 def register(rule: Rule) -> None:
@@ -158,7 +175,11 @@ def register(rule: Rule) -> None:
 
     def vmap(info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         missing = 1 + count - len(args)
-        return rule.vmap(info, (*in_dims, *[None] * missing), *args, *[""] * missing)
+        token = _batching.set(True)
+        try:
+            return rule.vmap(info, (*in_dims, *[None] * missing), *args, *[""] * missing)
+        finally:
+            _batching.reset(token)
 
     op: Any = torch.library.custom_op(
         f"{NAMESPACE}::{rule.name}",

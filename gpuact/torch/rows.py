@@ -9,7 +9,7 @@ import torch
 
 from .. import calls
 from ..catalogue import Function
-from .registry import Args, Rule, call, front, save, total, wide
+from .registry import Args, Rule, call, constant, front, save, total, wide
 
 Tensor = torch.Tensor
 
@@ -43,19 +43,23 @@ class Rows(Rule):
 
     def keep(self, ctx: Any, inputs: Args, output: Any) -> None:
         _, axes, *scores, backend = inputs
+        constant("mask", self.scores and ctx.needs_input_grad[3])
         ctx.axes, ctx.backend = axes, backend
         ctx.scale = scores[0] if scores else 1.0
+        ctx.set_materialize_grads(False)  # what has no tangent comes as None
         save(ctx, output)
 
     def _back(self, ctx: Any, dy: Tensor, y: Tensor) -> Any:
         return call(f"{self.name}_backward", dy, y, ctx.axes, ctx.scale, ctx.backend)
 
-    def backward(self, ctx: Any, dy: Tensor) -> Any:
+    def backward(self, ctx: Any, dy: Tensor | None) -> Any:
         (y,) = ctx.saved_tensors
-        return self._back(ctx, dy, y), *[None] * (6 if self.scores else 2)
+        dx = None if dy is None else self._back(ctx, dy, y)
+        return dx, *[None] * (6 if self.scores else 2)
 
-    def jvp(self, ctx: Any, tx: Tensor, *_: Any) -> Any:
+    def jvp(self, ctx: Any, tx: Tensor, *more: Any) -> Any:
         """softmax's Jacobian is symmetric; log_softmax's is (I - 1 sᵀ)."""
+        constant("mask", self.scores and more[2] is not None)
         (y,) = ctx.saved_tensors
         if self.scores:
             return self._back(ctx, tx, y)
@@ -65,6 +69,7 @@ class Rows(Rule):
     def vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         x, axes, *scores, backend = args
         x = front(info, x, in_dims[0])
+        axes = [axis % max(1, x.ndim - 1) for axis in axes]
         single = x.ndim == 1  # each sample is one number, a row of one
         if single:
             x, axes = x.unsqueeze(1), [0]
@@ -127,6 +132,7 @@ class RowsBackward(Rule):
     def vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         dy, y, axes, *more = args
         dy, y = front(info, dy, in_dims[0]), front(info, y, in_dims[1])
+        axes = [axis % max(1, y.ndim - 1) for axis in axes]
         if y.ndim == 1:
             dx = call(self.name, dy.unsqueeze(1), y.unsqueeze(1), [1], *more)
             return dx.squeeze(1), 0
@@ -145,3 +151,10 @@ class Jacobian(Rule):
 
     def run(self, y: Tensor, axis: int) -> Any:
         return calls.softmax_jacobian(y, axis)
+
+    def vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
+        y, axis, backend = args
+        y = y.movedim(in_dims[0], 0)
+        if y.ndim == 1:
+            return call(self.name, y.unsqueeze(1), 1, backend), 0
+        return call(self.name, y, axis % (y.ndim - 1) + 1, backend), 0

@@ -81,6 +81,7 @@ def _fused_backward(dy: Any, x: Any, activation: str, *rest: Any) -> Iterator[Wa
 
 def _rows(x: Any, axes: Sequence[int], *scores: Any) -> Iterator[Way]:
     causal = bool(scores) and scores[2]
+    axes = [axis % x.ndim for axis in axes] if x.ndim else []
     for d in range(x.ndim):
         if d in axes or (causal and d == x.ndim - 2):  # a row's number counts
             continue
@@ -93,7 +94,7 @@ def _rows(x: Any, axes: Sequence[int], *scores: Any) -> Iterator[Way]:
 
 def _rows_backward(dy: Any, y: Any, axes: Sequence[int], scale: float) -> Iterator[Way]:
     for d in range(y.ndim):
-        if d not in axes:
+        if d not in [axis % y.ndim for axis in axes]:
             yield [Shard(d)], [Shard(d), Shard(d), None, None]
 
 
