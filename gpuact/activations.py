@@ -13,7 +13,9 @@ tests; float32 and bfloat16 results below 2⁻¹²⁶ may be 0 on a GPU instead.
 On torch tensors everything is differentiable, of every order, in reverse and in forward mode, under
 torch.func, and inside torch.compile and torch.export; the functions named *_backward too. The
 *_derivative functions, softmax_jacobian, fused_backward and the gradient that
-cross_entropy_with_grad returns are not, and say so (NotImplementedError) if they are to be.
+cross_entropy_with_grad returns are not, and say so (NotImplementedError) if they are to be; inside
+torch.compile as soon as it compiles them for a tensor that requires grad: detach it. Masks and
+class weights are constants: ValueError says so in every mode.
 torch.autocast makes softmax and log_softmax of half types compute and return float32.
 
 Raised by all: TypeError (a dtype, library or device that is not allowed), ValueError (a shape or

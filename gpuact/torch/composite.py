@@ -87,9 +87,7 @@ def _cross_entropy(logits: Tensor, target: Tensor, weight: Any, *more: Any) -> t
 
 
 def _lse(logits: Tensor, options: losses.Options) -> Tensor:
-    z = wide(logits)
-    if options.softcap:
-        z = options.softcap * torch.tanh(z / options.softcap)
+    z, *_ = losses.capped(wide(logits), options.softcap)
     return z.logsumexp(options.axis)
 
 

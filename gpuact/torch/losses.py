@@ -43,6 +43,15 @@ OPTIONS = (
 )
 
 
+def capped(z: Tensor, softcap: float) -> tuple[Tensor, Any, Any]:
+    """z under the cap, its slope, and the slope's; None for these two without one."""
+    if not softcap:
+        return z, None, None
+    t = torch.tanh(z / softcap)
+    slope = (1 - t) * (1 + t)
+    return softcap * t, slope, -2 / softcap * t * slope
+
+
 class Row:
     """The quantities above, of all rows at once; classes along `axis`, rows with a 1 there."""
 
@@ -50,12 +59,9 @@ class Row:
         self, logits: Tensor, target: Tensor, weight: Any, lse: Tensor, options: Options
     ) -> None:
         self.options, self.axis = options, options.axis
-        z, cap = wide(logits), options.softcap
-        self.z, self.slope, self.bend = z, None, None
-        if cap:
-            t = torch.tanh(z / cap)
-            self.slope = (1 - t) * (1 + t)
-            self.z, self.bend = cap * t, -2 / cap * t * self.slope
+        self.target, self.weights = target, weight  # as they came
+        z = wide(logits)
+        self.z, self.slope, self.bend = capped(z, options.softcap)
         self.lse = lse.to(z.dtype).unsqueeze(self.axis)
         self.s = (self.z - self.lse).exp()
         classes = z.shape[self.axis]
@@ -71,10 +77,10 @@ class Row:
             found = target.long().unsqueeze(self.axis)
             self.counts = found != options.ignore_index
             there = (found >= 0) & (found < classes)  # a class out of range makes its row NaN
-            self.column = torch.where(there, found, 0)
             whole = torch.full_like(self.lse, 1 - options.label_smoothing)
             whole = torch.where(there, whole, torch.nan)
-            q = torch.full_like(z, share).scatter_add(self.axis, self.column, whole)
+            column = torch.where(there, found, 0)
+            q = torch.full_like(z, share).scatter_add(self.axis, column, whole)
         q = q if self.weight is None else q * self.weight
         self.q = self.counting(q)
         self.zeta = self.counting(torch.full_like(self.lse, options.z_loss))
@@ -100,15 +106,8 @@ class Row:
         """What a mean divides by."""
         if self.probabilities:
             return float(self.lse.numel())
-        return self._weights.sum()
-
-    @property
-    def _weights(self) -> Tensor:
-        """Of each row."""
-        ones = torch.ones_like(self.lse)
-        if self.weight is not None:
-            ones = self.weight.expand_as(self.z).gather(self.axis, self.column)
-        return self.counting(ones)
+        ignored, like = self.options.ignore_index, self.lse
+        return weight_of_targets(self.target, self.weights, ignored, like).sum()
 
     def spread(self, dloss: Tensor) -> Tensor:
         """D of each row, of the gradient of the reduced loss."""
@@ -235,10 +234,7 @@ def gradients(
     if needs[0] and dloss is not None:
         args = (dloss, logits, target, lse, weight, *options, backend)
         dlogits.append(call("cross_entropy_backward", *args))
-    z, slope = wide(logits), None
-    if options.softcap:
-        t = torch.tanh(z / options.softcap)
-        z, slope = options.softcap * t, (1 - t) * (1 + t)
+    z, slope, _ = capped(wide(logits), options.softcap)
     if needs[0] and dlse is not None:
         # in the dtype of lse: dlse may be no number of a half type
         s = call("softmax", z, [options.axis], 1.0, None, False, False, backend)
