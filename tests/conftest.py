@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
+
+# torch's compiler loads it, and it must come before distutils.
+with suppress(ImportError):
+    import setuptools  # noqa: F401
 
 # Set before torch is loaded: its threads spin against those of the other test processes, and the
 # smallest operation then takes 20 ms.
@@ -14,7 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
-import setuptools  # noqa: F401 (which torch's compiler loads, and which must come before distutils)
 
 import gpuact
 from tests.bounds import DTYPES
