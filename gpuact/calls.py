@@ -24,7 +24,7 @@ from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
-from .libraries import FLOATING, NUMBERS, Library, autocast, dtype_name, library_of, tracing
+from .libraries import FLOATING, NUMBERS, Library, autocast, dtype_name, library_of, mode, tracing
 from .operations import Loss
 from .scores import Scores
 
@@ -118,12 +118,6 @@ def _pick(kernel: Pass, params: Parameters) -> list[Any]:
     return [params[name] for name in kernel.parameters]
 
 
-def _axis(channel_axis: Any) -> int:
-    if type(channel_axis) is int:
-        return channel_axis
-    return arguments.whole("channel_axis", channel_axis)
-
-
 def activation(
     name: str, x: Any, out: Any = None, *, channel_axis: Any = ..., **params: Any
 ) -> Any:
@@ -131,7 +125,8 @@ def activation(
         return operators().activation(name, x, out, channel_axis=channel_axis, **params)
     entry: Hashable = name
     if channel_axis is not ...:
-        channel_axis = _axis(channel_axis)
+        if type(channel_axis) is not int:
+            channel_axis = arguments.whole("channel_axis", channel_axis)
         entry = name, channel_axis
     given = (x, *params.values())
     if out is not None:
@@ -232,7 +227,7 @@ def activation_backward(
         )
     ((what, kept),) = stored.items()
     if channel_axis is not ...:
-        channel_axis = _axis(channel_axis)
+        channel_axis = arguments.whole("channel_axis", channel_axis)
     entry, given = (name, "backward", channel_axis), (dy, kept, *params.values())
     route = routes.find(entry, given)
     if (route is None or route.recorded()) and watched(*given, derived=True):
@@ -388,7 +383,8 @@ def fused(
     """given: FUSED."""
     if tracing(given[0]):
         return operators().fused(activation, dropout, channel_axis, out, given)
-    channel_axis = _axis(channel_axis)
+    if type(channel_axis) is not int:
+        channel_axis = arguments.whole("channel_axis", channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     if not drops:
         dropout = None
@@ -427,7 +423,7 @@ def fused_backward(
     """given: FUSED."""
     if tracing(dy) or watched(dy, *given, derived=True):
         return operators().fused_backward(activation, dropout, channel_axis, dy, given)
-    channel_axis = _axis(channel_axis)
+    channel_axis = arguments.whole("channel_axis", channel_axis)
     entry, drops = _fused_entry(activation, dropout, channel_axis)
     route = routes.find(("fused_backward", entry), (*given, dy))
     if route is not None:
@@ -482,10 +478,11 @@ def rows(
     causal: Any = False,
     all_masked: Any = "nan",
 ) -> Any:
-    if tracing(x):
-        return operators().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
-    if dtype is None and out is None:
-        x = autocast(x)
+    if on := mode(x):
+        if on == "compile":
+            return operators().rows(name, x, axis, dtype, out, scale, mask, causal, all_masked)
+        if dtype is None and out is None:
+            x = autocast(x)
     function = FUNCTIONS[name]
     entry, given = (name, axis, causal, all_masked, _plain(scale)), (x, scale, mask)
     usual = dtype is None and out is None and _told(axis) and type(causal) is bool
@@ -532,7 +529,8 @@ def _scores(
     library = call.library
     scale = arguments.parameter("scale", scale, arrays=False)
     zero = arguments.choice("all_masked", all_masked, ("nan", "zero")) == "zero"
-    causal = check_scores(library, x, axes, mask, causal)
+    if mask is not None or causal is not False:
+        causal = check_scores(library, x, axes, mask, causal)
     if mask is not None:
         mask = _narrow(library, mask)
         if library.dtype(mask) != "bool":

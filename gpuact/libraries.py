@@ -43,14 +43,21 @@ def tracing(x: Any) -> bool:
     return torch.compiler.is_dynamo_compiling() and isinstance(x, torch.Tensor)
 
 
-def autocast(x: Any) -> Any:
-    """A half type in float32 where torch.autocast is on: what it does with softmax."""
+def mode(x: Any) -> str:
+    """What is on beside autograd: "compile" where `tracing`, "autocast" where torch.autocast is."""
     if not hasattr(x, "__torch_function__"):
-        return x
+        return ""
     import torch
 
-    if not torch._C._is_any_autocast_enabled():
-        return x
+    if torch.compiler.is_dynamo_compiling() and isinstance(x, torch.Tensor):
+        return "compile"
+    return "autocast" if torch._C._is_any_autocast_enabled() else ""
+
+
+def autocast(x: Any) -> Any:
+    """A half type in float32 where torch.autocast is on: what it does with softmax."""
+    import torch
+
     half = x.dtype in (torch.float16, torch.bfloat16)
     return x.float() if half and torch.is_autocast_enabled(x.device.type) else x
 
@@ -213,10 +220,8 @@ class Library:
         """The number of x's device; -1 for the CPU."""
         return -1
 
-    def here(self, place: int) -> bool:
-        """Whether this place is the current one, and nobody watches."""
-        return True
-
+    # whether a place is the current one, and nobody watches
+    here: Callable[[int], bool] = staticmethod(lambda place: True)
     alike: Callable[[Any], Any] = staticmethod(np.empty_like)  # `empty_like` of x's own dtype
 
     def direct(self, out: Any, x: Any) -> bool:
@@ -251,6 +256,7 @@ class CuPy(Library):
 
         self.xp = cupy
         self.alike = lambda x: self._made(x, cupy.empty_like, x)
+        self.here = lambda place: bool(cupy.cuda.runtime.getDevice() == place)
         FACTS[cupy.ndarray] = lambda x: (*cast(Any, _array_facts(x)), x.device.id)
         self._kept: list[Any] = []
 
@@ -305,9 +311,6 @@ class CuPy(Library):
     def place(self, x: Any) -> int:
         return int(x.device.id)
 
-    def here(self, place: int) -> bool:
-        return bool(self.xp.cuda.runtime.getDevice() == place)
-
     def copy(self, destination: Any, source: Any) -> None:
         with destination.device:
             super().copy(destination, source)
@@ -343,14 +346,9 @@ class Torch(Library):
         import torch
 
         self.xp = torch
-        self._current_device = torch.cuda.current_device
         self._devices = 0  # not asked yet: what CUDA shows is settled with the first CUDA tensor
-        self.alike = torch.empty_like
-        traced = torch.compiler.is_dynamo_compiling  # which reads no ContextVar
-        self.recording = lambda: torch.is_grad_enabled() and (traced() or not inside.get())
-        self._modes = torch._C._len_torch_dispatch_stack  # that see each operator
-        self._transforms = torch._C._are_functorch_transforms_active
-        self._forward = torch.autograd.forward_ad
+        self.alike, self.recording = torch.empty_like, torch.is_grad_enabled
+        self.here, self._looked_at = self._quick_answers(torch)
         self._wrote = torch.autograd.graph.increment_version
         FACTS[torch.Tensor] = FACTS[torch.nn.Parameter] = _tensor_facts
 
@@ -437,22 +435,32 @@ class Torch(Library):
     def place(self, x: Any) -> int:
         return int(x.get_device())
 
-    def here(self, place: int) -> bool:
-        if (
-            self._modes() or self._transforms() or self._forward._current_level >= 0
-        ) and not inside.get():
-            return False
-        if place < 0:
-            return True
-        self._devices = self._devices or self.xp.cuda.device_count()
-        return self._devices == 1 or bool(self._current_device() == place)
+    def _quick_answers(self, torch: Any) -> tuple[Callable[[int], bool], Callable[[], bool]]:
+        """`here`, and whether something sees every operator: with nothing to look up on the way."""
+        modes = torch._C._len_torch_dispatch_stack
+        transforms = torch._C._are_functorch_transforms_active
+        forward = torch.autograd.forward_ad
+        current, within = torch.cuda.current_device, inside.get
+
+        def looked_at() -> bool:
+            return bool(modes() or transforms() or forward._current_level >= 0)
+
+        def here(place: int) -> bool:
+            if (modes() or transforms() or forward._current_level >= 0) and not within():
+                return False
+            if place < 0:
+                return True
+            self._devices = self._devices or torch.cuda.device_count()
+            return self._devices == 1 or bool(current() == place)
+
+        return here, looked_at
 
     def watched(self, *operands: Any) -> bool:
         if inside.get():
             return False
-        if self._modes() or self._transforms() or self._forward._current_level >= 0:
-            return True
-        return any(isinstance(a, self.xp.Tensor) and self._special(a) for a in operands)
+        return self._looked_at() or any(
+            isinstance(a, self.xp.Tensor) and self._special(a) for a in operands
+        )
 
     def _special(self, x: Any) -> bool:
         """What has rules of its own, or no memory; is_grads_batched makes tensors of a kind of old

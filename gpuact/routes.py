@@ -41,11 +41,13 @@ class Route:
     as_given: bool  # none has another
     launch: Launch | None
     learns: bool  # an operand requires a gradient
-    alike: Callable[[Array], Array]  # the library's
+    alike: Callable[[Array], Array]  # the library's, and so are these
+    here: Callable[[int], bool]
+    recording: Callable[[], bool]
 
     def recorded(self) -> bool:
         """Whether autograd must record the call."""
-        return self.learns and self.call.library.recording()
+        return self.learns and self.recording()
 
     def operands(self, given: Sequence[Any]) -> Sequence[Any]:
         """Numbers as floats, arrays in the shapes in which they meet x."""
@@ -95,7 +97,7 @@ def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
         route = _routes.get(_key(entry, given))
     except (KeyError, TypeError, RuntimeError):  # a list, say; what has no memory; what has no hash
         return None
-    if route is None or not route.call.library.here(route.place):
+    if route is None or not route.here(route.place):
         return None
     return route
 
@@ -133,6 +135,7 @@ def learn(
             _routes.pop(key, None)
     learns = any(library.learns(a) for a in arrays)
     as_given = all(each is None for each in how)
-    route = Route(call, place, tuple(how), as_given, launch, learns, library.alike)
+    of_library = library.alike, library.here, library.recording
+    route = Route(call, place, tuple(how), as_given, launch, learns, *of_library)
     _routes[_key(entry, given)] = route
     return route

@@ -166,7 +166,7 @@ def register(rule: Rule) -> None:
     # PyTorch leaves out an argument that is its default, the backend.
 
     def run(*args: Any) -> Any:
-        with dispatch.within(*args[count:]):
+        with dispatch.within(*args[count:]), torch.no_grad():
             return rule.run(*args[:count])
 
     def fake(*args: Any) -> Any:
