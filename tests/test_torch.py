@@ -430,7 +430,9 @@ SECOND = {
 }
 
 
-@on_torch
+@pytest.mark.parametrize(
+    "lib", libraries("torch-cpu", "torch-cuda", "torch-cuda-on-cupy"), indirect=True
+)
 @pytest.mark.parametrize("name", SECOND)
 def test_second_derivatives(lib, name):
     """Of a graph recorded at the least cost; by a gradient penalty, and in forward mode."""

@@ -237,7 +237,7 @@ def some(step: int, *of: Iterable[Any]) -> list[Any]:
 # -- derivatives of every order -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", some(3, CALLS))
+@pytest.mark.parametrize("name", some(4, CALLS))
 def test_first_derivatives(name):
     """Reverse and forward mode, and both of a batch of vectors at once."""
     case = CALLS[name]
@@ -251,7 +251,7 @@ def test_first_derivatives(name):
     )
 
 
-@pytest.mark.parametrize("name", some(3, CALLS))
+@pytest.mark.parametrize("name", some(4, CALLS))
 def test_second_derivatives(name):
     """Reverse over reverse, forward over reverse, reverse over forward."""
     case = CALLS[name]
@@ -345,7 +345,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any], Tensor], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*_vmap_internals:UserWarning")
-@pytest.mark.parametrize(("name", "how"), some(3, REFERENCES, TRANSFORMS))
+@pytest.mark.parametrize(("name", "how"), some(4, REFERENCES, TRANSFORMS))
 def test_transformations(name, how):
     """Every transformation gives of ours what it gives of PyTorch's own function."""
     ours, theirs = REFERENCES[name]
@@ -519,7 +519,7 @@ def operator_calls(case: Case, permuted: bool) -> list[tuple[Any, tuple[Any, ...
 LAYOUTS = ("contiguous", "permuted")
 
 
-@pytest.mark.parametrize(("name", "layout"), some(5, CALLS, LAYOUTS))
+@pytest.mark.parametrize(("name", "layout"), some(7, CALLS, LAYOUTS))
 def test_opcheck(name, layout):
     case = CALLS[name]
     pairs = operator_calls(case, layout == "permuted")
@@ -575,7 +575,7 @@ def equal(found: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("name", "sizes"), some(5, CALLS, ("static", "dynamic")))
+@pytest.mark.parametrize(("name", "sizes"), some(7, CALLS, ("static", "dynamic")))
 def test_compiled_calls(name, sizes):
     """In one graph, forward and backward, the same values; and nothing asks `using()`."""
     case = CALLS[name]
