@@ -525,14 +525,17 @@ def test_opcheck(name, layout):
     pairs = operator_calls(case, layout == "permuted")
     assert {op._opname for op, _ in pairs} >= set(case.operators)
     for op, args in pairs:
-        derivable = op._opname != "fused_backward"
+        # a mask and a loss's weights are constants
+        constants = {"mask", *(["weight"] if "cross_entropy" in op._opname else [])}
+        learned = (
+            set() if op._opname == "fused_backward" else {a.name for a in op._schema.arguments}
+        )
         given = tuple(
-            a.detach().clone().requires_grad_(derivable)
-            if isinstance(a, Tensor) and a.is_floating_point() and not (
-                a.shape == (4,) and "cross_entropy" in op._opname)
+            a.detach().clone().requires_grad_(told.name in learned - constants)
+            if isinstance(a, Tensor) and a.is_floating_point()
             else a
-            for a in args
-        )  # fmt: skip
+            for a, told in zip(args, op._schema.arguments, strict=False)
+        )
         torch.library.opcheck(op, given)
 
 
