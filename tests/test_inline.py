@@ -407,6 +407,16 @@ def test_a_graph_holds_the_launch(gpu, mode):
     assert not mode.shape_env.guards
 
 
+def test_a_backend_that_was_asked_for_launches_itself(gpu, mode):
+    from gpuact.torch.ops import call
+
+    x = fake(mode, (300, 70))
+    graph = traced(mode, lambda x: call("relu", x, "cupy"), x).graph
+    assert [n.target for n in graph.nodes if n.op == "call_function"] == [
+        torch.ops.gpuact.relu.default
+    ]
+
+
 def launches(code: str) -> dict[str, list[str]]:
     """The arguments of each kernel that generated code runs, by the kernel's name."""
     found = {}

@@ -478,3 +478,92 @@ def test_versions_count_writes(lib, dense):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
     assert torch.is_grad_enabled()
+
+
+# A call that goes a known way, and the same in torch's own words
+SEEN: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "relu": (gpuact.relu, lambda x: x.relu()),
+    "leaky_relu": (
+        lambda x: gpuact.leaky_relu(x, 0.25),
+        lambda x: x.where(x > 0, 0.25 * x),
+    ),
+    "fused": (lambda x: gpuact.fused(x, "tanh", scale=2.0), lambda x: (2 * x).tanh()),
+    "softmax": (gpuact.softmax, lambda x: x.softmax(-1)),
+    "cross_entropy": (
+        lambda x: gpuact.cross_entropy(x, x.new_zeros(6).long(), reduction="none"),
+        lambda x: -x.log_softmax(-1)[:, 0],
+    ),
+}
+
+
+@pytest.fixture(params=SEEN)
+def seen(request: pytest.FixtureRequest, lib: Any, dense: Any) -> tuple[Any, Any, Any]:
+    """Ours and torch's, and a tensor that ours was called with, forward and backward."""
+    ours, theirs = SEEN[request.param]
+    for x in (dense, dense.clone().requires_grad_()):
+        for _ in range(2):
+            y = ours(x)
+            if y.requires_grad:
+                y.backward(y.detach().clone())
+    return ours, theirs, dense
+
+
+@tensors
+def test_forward_mode_leaves_a_known_way(lib, seen):
+    """Forward, and in the backward of a graph that was recorded without it."""
+    import torch
+    from torch.autograd import forward_ad
+
+    ours, theirs, x = seen
+    t = x.cos()
+    found = []
+    for function in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(x, t))).tangent
+            dy = forward_ad.make_dual(y.detach().clone(), y.detach().cos())
+            (dx,) = torch.autograd.grad(y, leaf, dy)
+            found.append((tangent, forward_ad.unpack_dual(dx).tangent))
+    for mine, other in zip(*found, strict=True):
+        assert mine is not None and torch.allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@tensors
+def test_a_dispatch_mode_leaves_a_known_way(lib, seen):
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            names.append(func.namespace)
+            return func(*args, **(kwargs or {}))
+
+    ours, theirs, x = seen
+    leaf = x.clone().requires_grad_()
+    with Mode():
+        y = ours(leaf)
+        (dx,) = torch.autograd.grad(y, leaf, y.detach())
+    assert names.count("gpuact") == 2
+    want = theirs(leaf)
+    assert torch.allclose(y, want, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(dx, *torch.autograd.grad(want, leaf, y.detach()), rtol=1e-4, atol=1e-5)
+    with Mode():
+        assert gpuact.relu(x, out=torch.empty_like(x)).shape == x.shape
+    assert names.count("gpuact") == 3
+
+
+@tensors
+def test_a_transformation_leaves_a_known_way(lib, seen):
+    """What it closes over requires grad, and takes no function that does not know it."""
+    import torch
+
+    ours, theirs, x = seen
+    leaf = x.clone().requires_grad_()
+
+    def factor(function: Callable[[Any], Any]) -> Any:
+        return torch.func.grad(lambda z: (z * function(leaf)).sum())(x.new_ones(()))
+
+    assert torch.allclose(factor(ours), factor(theirs), rtol=1e-4, atol=1e-5)
