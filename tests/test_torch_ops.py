@@ -917,17 +917,18 @@ def test_every_way_refuses_alike(name):
         torch.compile(function, fullgraph=True, backend="aot_eager")(x)
 
 
-def test_operators_know_autocast_by_themselves():
+@pytest.mark.parametrize(
+    ("name", "more"), [("softmax", (1.0, None, False, False)), ("log_softmax", ())]
+)
+def test_operators_know_autocast_by_themselves(name, more):
     """So that a trace holds the cast, and gives the same when run without autocast."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    x = leaf(2, 3, dtype=torch.bfloat16).detach()
-    for name, more in (("softmax", (1.0, None, False, False)), ("log_softmax", ())):
-        operator = getattr(torch.ops.gpuact, name)
-        assert operator(x, [1], *more).dtype == torch.bfloat16
-        with torch.autocast(DEVICE, dtype=torch.bfloat16):
-            graph = make_fx(lambda x, operator=operator, more=more: operator(x, [1], *more))(x)
-        assert torch.equal(graph(x), getattr(gpuact, name)(x.float()))
+    operator, x = getattr(torch.ops.gpuact, name), leaf(2, 3, dtype=torch.bfloat16).detach()
+    assert operator(x, [1], *more).dtype == torch.bfloat16
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        graph = make_fx(lambda x: operator(x, [1], *more))(x)
+    assert torch.equal(graph(x), getattr(gpuact, name)(x.float()))
 
 
 def test_a_trace_looks_at_no_target(monkeypatch):
