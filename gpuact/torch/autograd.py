@@ -8,7 +8,7 @@ derivatives of every order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss, PreparedLoss
 from ..routes import Route
+from .registry import params_of
 
 Tensor = torch.Tensor
 
@@ -60,11 +61,6 @@ def _forward(
     return cast(Tensor, operations.elementwise(call, function.forward, (x,), params))
 
 
-def _either(numbers: Iterable[Any], tensors: Sequence[Tensor | None]) -> list[Any]:
-    """Parameters in their order: tensors come out of what was saved, numbers were kept aside."""
-    return [n if t is None else t for n, t in zip(numbers, tensors, strict=True)]
-
-
 class _Learned(torch.autograd.Function):
     """linear and prelu: parameters, tensors among them, have gradients of their own."""
 
@@ -100,7 +96,7 @@ class _Learned(torch.autograd.Function):
         else:
             # what is not kept is not read: anything of its shape will do
             named = {"dy": dy, "x": dy if x is None else x}
-            named |= dict(zip(names[1:], _either(ctx.numbers, tensors), strict=True))
+            named |= dict(zip(names[1:], params_of(tensors, ctx.numbers), strict=True))
             asked = {name for name, want in zip(names, wanted, strict=True) if want}
             found = calls.backward(_call(ctx.backend, dy), function, named, asked)
         gradients = [found[k] if want else None for k, want in zip(names, wanted, strict=True)]
@@ -145,7 +141,7 @@ class _Fused(torch.autograd.Function):
             ops = calls.operators()
             gradients = ops.fused_gradients(ctx.fusion, dy, x, operands, ctx.wanted, ctx.backend)
             return None, None, *gradients, residual
-        params, names = _either(ctx.numbers, tensors), operations.GRADIENTS
+        params, names = params_of(tensors, ctx.numbers), operations.GRADIENTS
         asked = {name for name, want in zip(names, ctx.wanted, strict=True) if want}
         call = _call(ctx.backend, dy)
         found = operations.fused_backward(call, ctx.fusion, dy, x, params, gate, asked)

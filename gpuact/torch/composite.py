@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from . import elementwise, losses
-from .registry import wide
+from .registry import params_of, wide
 
 Tensor = torch.Tensor
 
 
 def _linear(x: Tensor, scale: Any, bias: Any, numbers: Sequence[float], backend: str) -> Tensor:
-    scale, bias = elementwise.params_of((scale, bias), numbers)
+    scale, bias = params_of((scale, bias), numbers)
     return (wide(x) * scale + bias).to(x.dtype)
 
 
@@ -93,7 +93,7 @@ def _lse(logits: Tensor, options: losses.Options) -> Tensor:
 
 def _fused(x: Tensor, activation: str, *more: Any) -> Tensor:
     scale, bias, slope, gate, residual, *numbers, p, seed, offset, backend = more
-    params = elementwise.params_of((scale, bias, slope), numbers)
+    params = params_of((scale, bias, slope), numbers)
     parts = elementwise.Parts(activation, x, params, gate, (p, seed, offset), backend)
     return parts.value(residual)
 

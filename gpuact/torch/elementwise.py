@@ -15,7 +15,7 @@ from .. import calls, operations
 from ..catalogue import Function
 from ..dispatch import Call, resolve
 from ..fusion import Dropout, Fusion
-from .registry import Args, Rule, call, front, save, total, wide
+from .registry import Args, Rule, call, front, params_of, save, total, wide
 
 Tensor = torch.Tensor
 
@@ -120,11 +120,6 @@ class ActivationBackward(Rule):
 
 def _tensors(parameters: Sequence[str]) -> str:
     return "".join(f", Tensor? {p}" for p in parameters) + ", float[] numbers"
-
-
-def params_of(tensors: Sequence[Tensor | None], numbers: Sequence[float | None]) -> list[Any]:
-    """Parameters in their order; the number of one that is a tensor counts for nothing."""
-    return [n if t is None else t for t, n in zip(tensors, numbers, strict=True)]
 
 
 class Learned(Rule):
@@ -280,41 +275,47 @@ class LearnedBackward(Rule):
         return found, tuple([0 if want else None for want in wanted])
 
 
-class Derivative(Rule):
-    """f'(x) of x."""
+class Derivative(Activation):
+    """f'(x) of x: an activation's arguments, another pass, and no derivative of its own."""
 
     def __init__(self, function: Function) -> None:
-        self.function, self.name = function, f"{function.name}_derivative"
-        self.parameters, self.inline = function.forward.parameters, function.slope
-        self.learns = bool(function.sums)
-        rule: Any = Learned if self.learns else Activation
-        self.schema = rule(function).schema
-        self._vmap = rule.vmap
+        super().__init__(function)
+        self.name, self.inline = f"{function.name}_derivative", function.slope
+
+    def run(self, x: Tensor, *numbers: float) -> Any:
+        params = dict(zip(self.parameters, numbers, strict=True))
+        return calls.derivative(self.function.name, x, **params)
+
+    keep: Any = Rule.keep
+    backward: Any = Rule.backward
+    jvp: Any = Rule.jvp
+
+
+class LearnedDerivative(Learned):
+    """The same of an activation that learns."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__(function)
+        self.name, self.inline = f"{function.name}_derivative", function.slope
 
     def run(self, x: Tensor, *params: Any) -> Any:
-        if self.learns:
-            *tensors, numbers = params
-            params = tuple(params_of(tensors, numbers))
-        given = dict(zip(self.parameters, params, strict=True))
+        *tensors, numbers = params
+        given = dict(zip(self.parameters, params_of(tensors, numbers), strict=True))
         return calls.derivative(self.function.name, x, **given)
 
     def inlined(self, x: Tensor, *params: Any) -> Args | None:
-        if self.learns:
-            *tensors, params = params
-            if any(t is not None for t in tensors):
-                return None
-        named = dict(zip(self.parameters, params, strict=True))
-        assert self.inline is not None
-        return x, *[named[name] for name in self.inline.parameters]
+        operands = super().inlined(x, *params)
+        count = len(self.function.slope.parameters) if self.function.slope else 0
+        return operands and operands[: 1 + count]  # the derivative may need fewer, the first
 
-    def vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
-        found: tuple[Any, Any] = self._vmap(self, info, in_dims, *args)
-        return found
+    keep: Any = Rule.keep
+    backward: Any = Rule.backward
+    jvp: Any = Rule.jvp
 
 
 def rules(function: Function) -> tuple[Rule, ...]:
     if function.sums:
-        return Learned(function), LearnedBackward(function), Derivative(function)
+        return Learned(function), LearnedBackward(function), LearnedDerivative(function)
     return Activation(function), ActivationBackward(function), Derivative(function)
 
 

@@ -22,7 +22,7 @@ from . import elementwise, losses
 from . import rows as of_rows
 from .registry import call as call
 from .registry import operators as operators
-from .registry import register
+from .registry import params_of, register
 
 Tensor = torch.Tensor
 
@@ -154,7 +154,7 @@ def _chance(dropout: Dropout) -> tuple[float, int, int]:
 
 def _fused(
     activation: Any, dropout: Any, channel_axis: Any, given: tuple[Any, ...]
-) -> tuple[Any, list[Any], list[Any], list[Any], tuple[Any, ...]]:
+) -> tuple[Any, list[Any], Any, list[Any], tuple[Any, ...]]:
     """x; scale, bias, slope and gate as tensors; residual; the numbers; dropout."""
     x, scale, bias, weight, negative_slope, gate, residual = given
     calls.check_fused(activation, weight)
@@ -179,7 +179,7 @@ def _fused(
     elif not isinstance(dropout, Dropout):
         raise TypeError(f"dropout: {type(dropout).__name__} came, allowed is gpuact.Dropout")
     chance = _chance(dropout)
-    return x, [*tensors, gate], [residual], numbers, chance
+    return x, [*tensors, gate], residual, numbers, chance
 
 
 def _beside(name: str, value: Any, x: Tensor) -> Any:
@@ -195,7 +195,7 @@ def fused(
     activation: Any, dropout: Any, channel_axis: Any, out: Any, given: tuple[Any, ...]
 ) -> Any:
     x, tensors, residual, numbers, chance = _fused(activation, dropout, channel_axis, given)
-    args = (activation, *tensors, *residual, *numbers, *chance, _backend())
+    args = (activation, *tensors, residual, *numbers, *chance, _backend())
     return _into(out, call("fused", x, *args))
 
 
@@ -210,7 +210,7 @@ def fused_gradients(
     """For autograd. operands: scale, bias, slope and gate as tensors, then numbers, or None."""
     *tensors, gate, scale, bias, slope = operands
     chance = _chance(fusion.dropout or NOTHING)
-    params = elementwise.params_of(tensors, (scale, bias, slope))
+    params = params_of(tensors, (scale, bias, slope))
     parts = elementwise.Parts(fusion.activation, x, params, gate, chance, backend)
     found = parts.backward(dy, wanted)
     return [g if want else None for g, want in zip(found, wanted, strict=True)]
@@ -219,7 +219,7 @@ def fused_gradients(
 def fused_backward(
     activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
 ) -> dict[str, Any]:
-    x, tensors, (residual,), numbers, chance = _fused(activation, dropout, channel_axis, given)
+    x, tensors, residual, numbers, chance = _fused(activation, dropout, channel_axis, given)
     dy = arguments.gradient("dy", TORCH, _tensor("dy", dy), "x", x)
     _, scale, bias, weight, _, gate, _ = given
     named = {"x": x, "scale": scale, "bias": bias, "weight": weight, "gate": gate}

@@ -97,6 +97,11 @@ def front(info: Any, x: Tensor | None, dim: Any, expand: bool = True) -> Any:
     return x.movedim(dim, 0)
 
 
+def params_of(tensors: Sequence[Tensor | None], numbers: Sequence[float | None]) -> list[Any]:
+    """Parameters in their order; the number of one that is a tensor counts for nothing."""
+    return [n if t is None else t for t, n in zip(tensors, numbers, strict=True)]
+
+
 def wide(*tensors: Any) -> Any:
     """In the precision of a computation: half types in float32."""
     found = [t.float() if t is not None and t.dtype.itemsize == 2 else t for t in tensors]
@@ -257,25 +262,17 @@ def _below(jvp: Callable[..., Any], ctx: Any, tangents: Args) -> Any:
 
 def _function(rule: Rule) -> Any:
     class Step(torch.autograd.Function):
+        setup_context = staticmethod(rule.keep)
+        backward = staticmethod(rule.backward)
+        vmap = staticmethod(rule.vmap)
+
         @staticmethod
         def forward(*args: Any) -> Any:
             return _operators[rule.name](*args)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-            rule.keep(ctx, inputs, output)
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return rule.backward(ctx, *gradients)
-
-        @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
             return _below(rule.jvp, ctx, tangents)
-
-        @staticmethod
-        def vmap(info: Any, in_dims: Args, *args: Any) -> Any:
-            return rule.vmap(info, in_dims, *args)
 
     Step.__name__ = Step.__qualname__ = rule.name
     return cast(Any, Step)

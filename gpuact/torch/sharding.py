@@ -145,6 +145,8 @@ _WAYS: dict[type[registry.Rule], Callable[..., Iterator[Way]]] = {
     elementwise.ActivationBackward: _activation_backward,
     elementwise.Learned: _learned,
     elementwise.LearnedBackward: _learned_backward,
+    elementwise.Derivative: _activation,
+    elementwise.LearnedDerivative: _learned,
     elementwise.Fused: _fused,
     elementwise.FusedBackward: _fused_backward,
     rows.Rows: _rows,
@@ -164,10 +166,7 @@ def register() -> None:
 
 
 def _register(rule: registry.Rule, operator: Any) -> None:
-    ways = _WAYS.get(type(rule))
-    if isinstance(rule, elementwise.Derivative):
-        ways = _learned if rule.learns else _activation
-    assert ways is not None, f"{rule.name} has no rule of sharding"
+    ways = _WAYS[type(rule)]
     results = len(operator._schema.returns)
     arguments = len(operator._schema.arguments)
 
