@@ -361,7 +361,7 @@ def needs_gpu(backend: str) -> None:
 
     Whatever is missing, be it the GPU, the driver or a package: the reason is why_not's.
     """
-    if reason := _no_gpu(backend):
+    if reason := no_gpu(backend):
         (pytest.fail if REQUIRE_GPU else pytest.skip)(f"{backend}: {reason}")
 
 
@@ -371,7 +371,7 @@ def torch_or_skip() -> Any:
         import torch
     except ImportError:
         if REQUIRE_GPU:
-            pytest.fail(f"triton: {_no_gpu('triton')}", pytrace=False)
+            pytest.fail(f"triton: {no_gpu('triton')}", pytrace=False)
         pytest.skip("there is no PyTorch", allow_module_level=True)
     return torch
 
@@ -405,5 +405,5 @@ def make(
 
 
 @cache
-def _no_gpu(backend: str) -> str | None:
+def no_gpu(backend: str) -> str | None:
     return import_module(f"gpuact.backends.{backend}").why_not()

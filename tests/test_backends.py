@@ -96,20 +96,6 @@ def operands(formula: str, x: Array, rng: np.random.Generator) -> list[Array]:
     return arrays
 
 
-def defined(arrays: list[Array], interpreted: bool) -> Array:
-    """Where a GPU must agree: a flushed operand beside an infinite one makes 0·inf of tiny·inf.
-
-    Triton's interpreter takes a subnormal bfloat16 for zero as it loads it; no GPU does.
-    """
-    shape = np.broadcast_shapes(*(a.shape for a in arrays))
-    tiny, infinite = np.zeros(shape, bool), np.zeros(shape, bool)
-    for a in arrays:
-        v = truth.long(a)
-        tiny |= (v != 0) & (np.abs(v) < bounds.FLUSHED)
-        infinite |= np.isinf(v)
-    return ~tiny if interpreted else ~(tiny & infinite)
-
-
 def run_elementwise(
     executor: Executor,
     formula: str,
@@ -132,10 +118,8 @@ def run_elementwise(
     allowed = bounds.elementwise(formula, executor.family, dtype, [*arrays, *exact], value)
     assert all(a.unchanged() for k, a in enumerate(placed) if k != alias), "an input was written"
     got, what = result.numpy(), f"{executor.name} {formula} {dtype}"
-    interpreted = executor.family == "interpreter" and dtype == "bfloat16"
-    if interpreted or (executor.gpu and bounds.compute_dtype(dtype) == "float32"):
-        usable = defined([*arrays, *(np.asarray(p) for p in params)], interpreted)
-        got, value = np.where(usable, truth.long(got), 0), np.where(usable, value, 0)
+    usable = bounds.defined(executor.family, dtype, [*arrays, *params])
+    got, value = np.where(usable, truth.long(got), 0), np.where(usable, value, 0)
     return check(got, value, allowed, dtype, what)
 
 
@@ -564,6 +548,7 @@ class Losses:
             "softcap": inputs["softcap"],
         }
         self.n = self.logits.shape[1]
+        self.found: dict[str, float] = {}  # of its bound, the largest share that each result took
         self.truth = self._truth()
         self.plain = self.target.ndim == 2 and not inputs["label_smoothing"]
         outer, _, inner = self.logits.shape
@@ -589,7 +574,8 @@ class Losses:
     def _check_row(self, name: str, got: Array) -> None:
         value, allowed = self.truth[name], self._allowed(self.truth)[name]
         allowed = allowed + bounds.stored(value, self.loss_dtype)
-        check(got, value, allowed, self.loss_dtype, self.what(name))
+        share = check(got, value, allowed, self.loss_dtype, self.what(name))
+        self.found[name] = max(share, self.found.get(name, 0.0))
 
     def forward(self) -> None:
         self.executor.backend.cross_entropy(
@@ -614,7 +600,8 @@ class Losses:
             gradient = np.where(ignored[:, None], 0, gradient)
             error = np.where(ignored[:, None], 0, error)
         allowed = error + bounds.stored(gradient, self.dtype)
-        check(got, gradient, allowed, self.dtype, self.what("gradient"))
+        share = check(got, gradient, allowed, self.dtype, self.what("gradient"))
+        self.found["gradient"] = max(share, self.found.get("gradient", 0.0))
 
     def backward(self, alias: bool = False, scale: Array | None = None) -> None:
         """From the lse that is stored, be it ours or the truth's."""

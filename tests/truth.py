@@ -42,7 +42,7 @@ ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "sigmoid_backward": lambda dy, y: dy * (y * (1 - y)),
     "sigmoid_derivative": lambda x: 1 / (2 * np.cosh(x / 2)) ** 2,
-    "tanh": np.tanh,
+    "tanh": lambda x: np.tanh(x),
     "tanh_backward": lambda dy, y: dy * ((1 - y) * (1 + y)),
     "tanh_derivative": lambda x: 1 / np.cosh(x) ** 2,
     "relu": lambda x: np.where(x > 0, x, _where_number(x, LONG(0))),
@@ -52,6 +52,33 @@ ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "leaky_relu_backward": lambda dy, x, slope: np.where(x > 0, dy, slope * dy),
     "leaky_relu_derivative": lambda x, slope: np.where(x > 0, 1, _where_number(x, slope)),
     "prelu_dweight": lambda dy, x: np.where(x > 0, 0, x * dy),
+}
+
+
+def _z(xp: Any, x: Any) -> Any:
+    return xp.exp(-xp.abs(x))
+
+
+# The same of float32 operands in float64, on the arrays of NumPy or CuPy (xp): truth enough for a
+# float32, and quick enough for all 2^32 of them. The sigmoids' textbook forms would overflow.
+FLOAT64: dict[str, Callable[..., Any]] = {
+    "linear": lambda xp, x, scale, bias: scale * x + bias,
+    "linear_backward": lambda xp, dy, scale: scale * dy,
+    "linear_derivative": lambda xp, x, scale: xp.where(xp.isnan(x), x, scale),
+    "sigmoid": lambda xp, x: 1 / (1 + xp.exp(-x)),
+    "sigmoid_backward": lambda xp, dy, y: dy * (y * (1 - y)),
+    "sigmoid_derivative": lambda xp, x: _z(xp, x) / (1 + _z(xp, x)) ** 2,
+    "tanh": lambda xp, x: xp.tanh(x),
+    "tanh_backward": lambda xp, dy, y: dy * ((1 - y) * (1 + y)),
+    "tanh_derivative": lambda xp, x: 4 * _z(xp, 2 * x) / (1 + _z(xp, 2 * x)) ** 2,
+    "relu": lambda xp, x: xp.where(x <= 0, 0, x),
+    "relu_backward": lambda xp, dy, y: xp.where(y <= 0, 0, dy),
+    "relu_derivative": lambda xp, x: xp.where(xp.isnan(x), x, x > 0),
+    "leaky_relu": lambda xp, x, slope: xp.where(x > 0, x, slope * x),
+    "leaky_relu_backward": lambda xp, dy, x, slope: xp.where(x > 0, dy, slope * dy),
+    "leaky_relu_derivative": lambda xp, x, slope: xp.where(
+        x > 0, 1, xp.where(xp.isnan(x), x, slope)
+    ),
 }
 
 
