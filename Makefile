@@ -42,7 +42,7 @@ $(PY) -m ruff format --check
 $(PY) -m mypy --strict gpuact
 endef
 
-.PHONY: help test test-slow test-deep test-gpu lint bench clean
+.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive bench clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -67,6 +67,13 @@ test-gpu: say-test $(TEST)  ## the tests that need a GPU; without one they fail
 
 lint: say-test $(TEST)  ## ruff and mypy
 	$(LINT)
+
+accuracy: say-test $(TEST)  ## the table of bounds, and the largest error of every function
+	$(PY) -m tests.accuracy $(ARGS)
+
+exhaustive: say-test $(TEST)  ## all 2^32 float32 through every formula; goes on where it stopped
+	$(PY) -m tests.exhaustive run numpy host $(ARGS)
+	$(PY) -m tests.exhaustive record
 
 bench: say-bench $(BENCH)  ## the benchmark, for what this machine has
 	$(PY) -m bench $(ARGS)

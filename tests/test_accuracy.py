@@ -176,6 +176,20 @@ def test_a_slice_of_every_sweep(family):
         assert line["ulp"] <= exhaustive.bound(family, name), line
 
 
+@pytest.mark.parametrize("name", ("sigmoid(x)", "tanh_backward(y, dy = -2.71875)"))
+@pytest.mark.parametrize("family", ("cupy", "triton"))
+def test_what_a_gpu_would_run(family, name, monkeypatch):
+    """The beginnings of slices, subnormals among them, through a GPU backend's own kernels."""
+    harness.make(f"{family}-ptx", monkeypatch)
+
+    def native(a: Any) -> Any:
+        return a if family == "cupy" else pytest.importorskip("torch").from_numpy(a)
+
+    run = exhaustive._backend(family, native)
+    monkeypatch.setattr(exhaustive, "_runner", lambda family: (run, np))
+    assert 0 < short(family, name, 1 << 12)["ulp"] <= exhaustive.bound(family, name)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("family", ("cupy", "triton"))
 def test_a_slice_of_every_sweep_on_a_gpu(family):
