@@ -31,6 +31,7 @@ from . import calls
 from .catalogue import FUNCTIONS
 from .dispatch import asarray
 from .fusion import Dropout
+from .libraries import word
 from .operations import Reduction
 
 
@@ -759,9 +760,10 @@ def warmup(
     ...     gpuact.warmup([(2, 3)], ["float32"], ["relu"])
     3
     """
-    unknown = sorted(set(functions or ()) - set(FUNCTIONS))
+    named = [*FUNCTIONS] if functions is None else calls.listed("functions", functions, "names")
+    unknown = [word(name) for name in named if not (isinstance(name, str) and name in FUNCTIONS)]
     if unknown:
-        raise ValueError(f"functions: {unknown} came, allowed are {', '.join(FUNCTIONS)}")
+        came = ", ".join(unknown)
+        raise ValueError(f"functions: {came} came, allowed are {', '.join(FUNCTIONS)}")
     array = asarray(0.0) if like is None else like
-    named = tuple(FUNCTIONS) if functions is None else functions
     return calls.warmup(array, shapes, dtypes, named, options)

@@ -11,14 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from .libraries import FLOATING, HALF, Library, dtype_name, library_of
+from .libraries import FLOATING, HALF, Library, dtype_name, library_of, word
 
 INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
+def _masked(x: Any) -> bool:
+    """Asked without loading numpy.ma, which fails where another thread loads ml_dtypes."""
+    if not isinstance(x, np.ndarray):  # nor does a trace ask sys.modules, which it would copy whole
+        return False
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
+    return masked is not None and isinstance(x, masked)
+
+
 def array(name: str, x: Any) -> Any:
     """An array of a known library; lists, scalars and the like become NumPy arrays."""
-    if isinstance(x, np.ma.MaskedArray):
+    if _masked(x):
         raise TypeError(f"{name}: a masked array came, allowed are arrays without a mask")
     if library_of(x) is not None:
         return np.asarray(x) if isinstance(x, np.ndarray) else x  # np.matrix has rules of its own
@@ -48,8 +56,6 @@ def _real(name: str, library: Library, x: Any) -> str:
         raise TypeError(
             f"{name}: dtype {came} came, allowed are {', '.join(FLOATING)}, integers and bool"
         )
-    if library.name == "torch" and x.is_sparse:
-        raise TypeError(f"{name}: a sparse tensor came, allowed are dense ones")
     return came
 
 
@@ -84,7 +90,7 @@ def parameter(name: str, value: Any, arrays: bool) -> Any:
     """A parameter: a number as float, and where `arrays` are allowed, an array or list as array."""
     if isinstance(value, np.generic) and value.dtype.name in FLOATING:
         return float(value)
-    if isinstance(value, Real):
+    if isinstance(value, Real) and not isinstance(value, np.timedelta64):
         try:
             return float(value)
         except OverflowError:
@@ -117,7 +123,7 @@ def flag(name: str, value: Any) -> bool:
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """One of some words."""
     if not (isinstance(value, str) and value in allowed):
-        raise ValueError(f"{name}: {value!r} came, allowed are {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name}: {word(value)} came, allowed are {', '.join(map(repr, allowed))}")
     return value
 
 
@@ -161,12 +167,16 @@ def channel_shape(
     )
 
 
-def whole(name: str, value: Any) -> int:
-    """An argument that must be an int (of 64 bits, as the kernels take it)."""
+def integer(name: str, value: Any) -> int:
     try:
-        number = index(value)
+        return index(value)
     except TypeError:
         raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int") from None
+
+
+def whole(name: str, value: Any) -> int:
+    """An argument that must be an int (of 64 bits, as the kernels take it)."""
+    number = integer(name, value)
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name}: {number} came, allowed is an int of 64 bits")
     return number
@@ -186,15 +196,17 @@ def single_axis(name: str, axis: Any, ndim: int) -> int:
 
 def row_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes of a softmax, sorted: an int, a tuple of ints, or None for all."""
-    if ndim == 0 and (axis is None or axis == () or axis in (0, -1, (0,), (-1,))):
-        return ()  # a 0-d array is one row of one element
     if axis is None:
         return tuple(range(ndim))
-    if not isinstance(axis, tuple | list):
+    several = isinstance(axis, tuple | list)
+    given = axis if several else (axis,)
+    if ndim == 0 and len(given) < 2 and all(whole("axis", a) in (0, -1) for a in given):
+        return ()  # a 0-d array is one row of one element
+    if not several:
         return (single_axis("axis", axis, ndim),)
-    axes = tuple(sorted(single_axis("axis", a, ndim) for a in axis))
+    axes = tuple(sorted(single_axis("axis", a, ndim) for a in given))
     if not axes or len(set(axes)) < len(axes):
-        raise ValueError(f"axis: {tuple(axis)} came, allowed are distinct axes, at least one")
+        raise ValueError(f"axis: {tuple(given)} came, allowed are distinct axes, at least one")
     return axes
 
 
@@ -202,8 +214,10 @@ def output(
     library: Library, out: Any, shape: Sequence[int], dtype: str, like: Any, name: str = "out"
 ) -> None:
     """Refuse an `out` that cannot take the result."""
-    if isinstance(out, np.ma.MaskedArray):
+    if _masked(out):
         raise TypeError(f"{name}: a masked array came, allowed are arrays without a mask")
+    if isinstance(out, np.matrix):  # whose views have two dimensions, whatever one asks for
+        raise TypeError(f"{name}: a matrix came, allowed is an ndarray")
     if library_of(out) is not library:
         raise TypeError(
             f"{name}: {type(out).__name__} came, allowed is an array of x's own library, "
@@ -216,8 +230,7 @@ def output(
         )
     if library.dtype(out) != dtype:
         raise TypeError(f"{name}: dtype {library.dtype(out)} came, the result has {dtype}")
-    if library.name == "torch" and out.is_sparse:
-        raise TypeError(f"{name}: a sparse tensor came, allowed is a dense one")
+    library.check_dense(name, out)
     if tuple(out.shape) != tuple(shape):
         raise ValueError(f"{name}: shape {tuple(out.shape)} came, the result has {tuple(shape)}")
     if not library.writable(out):

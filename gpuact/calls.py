@@ -24,7 +24,17 @@ from . import arguments, operations, routes
 from .catalogue import FUNCTIONS, Function, Pass
 from .dispatch import Call, resolve
 from .fusion import Dropout, Fusion
-from .libraries import FLOATING, NUMBERS, Library, autocast, dtype_name, library_of, mode, tracing
+from .libraries import (
+    FLOATING,
+    NUMBERS,
+    Library,
+    autocast,
+    dtype_name,
+    library_of,
+    mode,
+    tracing,
+    word,
+)
 from .operations import Loss
 from .scores import Scores
 
@@ -203,6 +213,8 @@ def derivative(
 ) -> Any:
     if tracing(x) or watched(x, *params.values(), derived=out is None):
         return operators().derivative(name, x, out, channel_axis=channel_axis, **params)
+    if channel_axis is not ...:
+        channel_axis = arguments.whole("channel_axis", channel_axis)
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
     integers = "refused" if function.integers == "refused" else "float32"
@@ -333,8 +345,9 @@ ACTIVATIONS = {f.name: f.forward.parameters for f in FUNCTIONS.values() if f.kin
 
 def check_fused(activation: Any, weight: Any) -> None:
     """Whether `fused` takes this activation, with slopes or without."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: {activation!r} came, allowed are {', '.join(ACTIVATIONS)}")
+    if not (isinstance(activation, str) and activation in ACTIVATIONS):
+        came = word(activation)
+        raise ValueError(f"activation: {came} came, allowed are {', '.join(ACTIVATIONS)}")
     if ("weight" in ACTIVATIONS[activation]) != (weight is not None):
         allowed = "slopes" if weight is None else "none"
         came = "none" if weight is None else type(weight).__name__
@@ -354,7 +367,7 @@ def _fused_looked_at(
     arrays = {
         name: arguments.array(name, given[name])
         for name in ("x", "gate", "residual", "dy")
-        if name == "x" or given.get(name) is not None
+        if name in given and (name in ("x", "dy") or given[name] is not None)
     }
     call = _resolve(arrays, params)
     integers = FUNCTIONS[activation].integers
@@ -550,8 +563,6 @@ def check_scores(library: Library, x: Array, axes: Sequence[int], mask: Any, cau
                 f"mask: dtype {kind} came, allowed are bool (True takes part) and, to be added, "
                 f"{', '.join(FLOATING)}"
             )
-        if library.name == "torch" and mask.is_sparse:
-            raise TypeError("mask: a sparse tensor came, allowed is a dense one")
         if library.tracked(mask):
             raise ValueError("mask: came requiring grad; a mask is a constant")
         arguments.broadcast_shape("mask", mask, x.shape)
@@ -647,7 +658,7 @@ def softmax_jacobian(y: Any, axis: Any) -> Any:
     y = arguments.array("y", y)
     call = resolve(y=y)
     y = arguments.floating("y", call.library, y)
-    k = arguments.single_axis("axis", axis, y.ndim) if y.ndim or axis not in (0, -1) else 0
+    k = arguments.single_axis("axis", axis, y.ndim or 1)
     return operations.softmax_jacobian(call, y, k)
 
 
@@ -1015,11 +1026,17 @@ def warmup(
             )
     if isinstance(dtypes, str):
         raise TypeError(f"dtypes: the str {dtypes!r} came, allowed is a list of dtypes")
-    names = [dtype_name(dtype) for dtype in dtypes]
+    names = [dtype_name(dtype) for dtype in listed("dtypes", dtypes, "dtypes")]
+    sizes = [
+        tuple([arguments.whole("shapes", n) for n in listed("shapes", shape, "shapes")])
+        for shape in listed("shapes", shapes, "shapes")
+    ]
+    if any(n < 0 for shape in sizes for n in shape):
+        raise ValueError(f"shapes: {sizes} came, allowed are sizes from 0 on")
     if refused := sorted({*names} - {*FLOATING}):
         raise TypeError(f"dtypes: {refused} came, allowed are {', '.join(FLOATING)}")
     calls = 0
-    for shape in shapes:
+    for shape in sizes:
         for dtype in names:
             x = library.empty(shape, dtype, like)
             library.copy(x, 0.5)
@@ -1027,6 +1044,14 @@ def warmup(
                 own = {k: v for k, v in options.items() if k in taken[name]}
                 calls += _warm(activations, FUNCTIONS[name], library, x, own)
     return calls
+
+
+def listed(name: str, values: Any, of: str) -> list[Any]:
+    """The elements of what must be a list."""
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name}: {word(values)} came, allowed is a list of {of}") from None
 
 
 def _options_of(activations: Any, function: Function) -> set[str]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from .libraries import word
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -236,6 +238,7 @@ def describe(name: str) -> Function:
     >>> gpuact.describe("relu").kink
     '0 at x = 0'
     """
-    if name not in FUNCTIONS:
-        raise ValueError(f"name: {name!r} came, allowed are {', '.join(FUNCTIONS)}")
+    asked: Any = name
+    if not (isinstance(asked, str) and asked in FUNCTIONS):
+        raise ValueError(f"name: {word(name)} came, allowed are {', '.join(FUNCTIONS)}")
     return FUNCTIONS[name]

@@ -17,11 +17,12 @@ from functools import cache
 from importlib import import_module, metadata
 from typing import Any
 
-import numpy as np
+from .arguments import INTEGERS
+from .arguments import array as as_array
 
 # Loads the package `backends` now: later it would hide the public function of that name.
 from .backends import BACKENDS, SHAPES
-from .libraries import FLOATING, Library, dtype_name, inside, library_of, numpy_dtype
+from .libraries import FLOATING, Library, dtype_name, inside, library_of, word
 
 # The backends that can take an array, the array's own first.
 TAKES = {
@@ -32,6 +33,8 @@ TAKES = {
 }
 
 chosen: ContextVar[str | None] = ContextVar("gpuact_backend", default=None)
+# The blocks of using() that are open, each a list of its own so that it is told from its like
+_blocks: ContextVar[tuple[list[str], ...]] = ContextVar("gpuact_blocks", default=())
 HOME = "home"  # chosen: the array's home, whatever the environment says
 
 
@@ -51,13 +54,20 @@ def using(backend: str) -> Iterator[None]:
     ...     gpuact.relu(np.array([-1.0, 2.0]))
     array([0., 2.])
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r} came, allowed are {', '.join(BACKENDS)}")
-    token = chosen.set(backend)
+    asked: Any = backend
+    if not (isinstance(asked, str) and asked in BACKENDS):
+        raise ValueError(f"backend: {word(backend)} came, allowed are {', '.join(BACKENDS)}")
+    block, before, around = [backend], chosen.get(), _blocks.get()
+    _blocks.set((*around, block))
+    chosen.set(backend)
     try:
         yield
     finally:
-        chosen.reset(token)
+        # Generators that hold blocks end in any order, and anywhere: what stays open still holds.
+        left = tuple([each for each in _blocks.get() if each is not block])
+        if len(left) < len(_blocks.get()):
+            _blocks.set(left)
+            chosen.set(before if left == around else left[-1][0] if left else None)
 
 
 class within:
@@ -191,6 +201,8 @@ def resolve(**arrays: Any) -> Call:
                 f"{name}: is on {library.device(other)} while {first} is on {library.device(x)}; "
                 "all arrays of a call must be on one device"
             )
+    for name, each in arrays.items():
+        library.check_dense(name, each)
     backend = _choose(first, library.home(x))
     load(backend)
     return Call(library, x, backend)
@@ -269,14 +281,20 @@ def asarray(obj: Any, dtype: Any = None) -> Any:
     array([1., 2.], dtype=float32)
     """
     name = None if dtype is None else dtype_name(dtype)
-    if name is not None and name not in FLOATING and np.dtype(name).kind not in "biu":
+    allowed = *FLOATING, *INTEGERS, "bool"
+    if name is not None and name not in allowed:
         raise TypeError(f"dtype: {name} came, allowed are {', '.join(FLOATING)} and integers")
-    library = library_of(obj)
-    if library is not None and library.name != "numpy":
-        return obj if name is None else library.astype(obj, name)
-    array = np.asarray(obj) if name is None else np.asarray(obj, numpy_dtype(name))
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise TypeError(f"obj: dtype {array.dtype} came, allowed are real numbers")
+    array = as_array("obj", obj)
+    library = library_of(array)
+    assert library is not None  # what is of none is NumPy's now
+    came = library.dtype(array)
+    if came not in allowed and (library.name == "numpy" or name is not None):
+        raise TypeError(f"obj: dtype {came} came, allowed are real numbers")
+    if name is not None:
+        library.check_dense("obj", array)
+        array = library.astype(array, name)
+    if library.name != "numpy":
+        return array
     override = _override()
     if override is not None and override[0] == "numpy":
         return array

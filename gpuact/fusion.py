@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral, Real
 
+from .arguments import integer, parameter
 from .catalogue import FUNCTIONS, Function, Pass
 
 
@@ -22,7 +22,8 @@ class Dropout:
     The same p, seed and offset drop the same elements on NumPy, CuPy and PyTorch, in forward and in
     backward, whatever the memory layout: element i in C order takes word i mod 4 of Philox4x32-10
     with counter (i div 4, offset) and key seed, and is dropped if that word is below p·2³². So give
-    every call another offset (or seed). p lies within [0, 1], seed and offset within [0, 2⁶⁴).
+    every call another offset (or seed). p lies within [0, 1], seed and offset within [0, 2⁶⁴); up
+    to 2⁻³³ p counts as 0.
 
     >>> import gpuact
     >>> gpuact.Dropout(0.25, seed=7).scale
@@ -36,18 +37,18 @@ class Dropout:
     def __post_init__(self) -> None:
         p, seed, offset = self.p, self.seed, self.offset
         if type(p) is not float:
-            if not isinstance(p, Real):
-                raise TypeError(f"p: {type(p).__name__} came, allowed is a number")
-            object.__setattr__(self, "p", float(p))
+            p = parameter("p", p, arrays=False)
+            object.__setattr__(self, "p", p)
         if not 0 <= p <= 1:
             raise ValueError(f"p: {p} came, allowed is a number from 0 to 1")
         if not (type(seed) is type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64):
             for name, value in (("seed", seed), ("offset", offset)):
-                if not isinstance(value, Integral):
-                    raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int")
-                if not 0 <= value < 2**64:
-                    raise ValueError(f"{name}: {value} came, allowed is an int from 0 to 2**64 - 1")
-                object.__setattr__(self, name, int(value))
+                number = integer(name, value)
+                if not 0 <= number < 2**64:
+                    raise ValueError(
+                        f"{name}: {number} came, allowed is an int from 0 to 2**64 - 1"
+                    )
+                object.__setattr__(self, name, number)
 
     @property
     def drops(self) -> bool:
@@ -72,7 +73,8 @@ class Dropout:
 
 @lru_cache(maxsize=64)  # a layer has one p, and another Dropout for each call
 def _chance(p: float) -> tuple[int, float]:
-    return round(p * 2**32) - 1, 1 / (1 - p) if p < 1 else 0.0
+    last = round(p * 2**32) - 1
+    return last, 1.0 if last < 0 else 1 / (1 - p) if p < 1 else 0.0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,17 @@ NUMBERS: frozenset[type] = frozenset((float, int, type(None)))
 FACTS: dict[type, Callable[[Any], Hashable]] = dict.fromkeys(NUMBERS, type)
 
 
+def _int_facts(n: int) -> Hashable:
+    try:
+        float(n)
+    except OverflowError:
+        raise KeyError("too large for a float: a closer look will say so") from None
+    return int
+
+
+FACTS[int] = _int_facts
+
+
 # Inside one of PyTorch's operators: who sees every operator sees that one, not what it is made of.
 inside: ContextVar[bool] = ContextVar("gpuact_inside", default=False)
 
@@ -58,7 +69,7 @@ def autocast(x: Any) -> Any:
     """A half type in float32 where torch.autocast is on: what it does with softmax."""
     import torch
 
-    half = x.dtype in (torch.float16, torch.bfloat16)
+    half = x.dtype in (torch.float16, torch.bfloat16) and not x.is_meta
     return x.float() if half and torch.is_autocast_enabled(x.device.type) else x
 
 
@@ -80,8 +91,14 @@ def dtype_name(dtype: Any) -> str:
         return text
     try:
         return np.dtype(dtype).name
-    except TypeError:
-        raise TypeError(f"dtype: {text} came, allowed are {', '.join(FLOATING)}") from None
+    except (TypeError, ValueError, Warning):  # of a name that is deprecated, where that is an error
+        raise TypeError(f"dtype: {word(dtype)} came, allowed are {', '.join(FLOATING)}") from None
+
+
+def word(value: Any) -> str:
+    """What came, in an error message: text and numbers as they are, of other things the type."""
+    told = value is None or type(value) in (str, int, float, bool)
+    return repr(value) if told else type(value).__name__
 
 
 @cache
@@ -181,6 +198,9 @@ class Library:
     def any(self, x: Any) -> bool:
         """Whether one element is true: waits for the device."""
         return bool(x.any())
+
+    def check_dense(self, name: str, x: Any) -> None:
+        """Refuse what has no strides."""
 
     def shares(self, x: Any, backend: str) -> bool:
         """Whether `native` is the same memory and not a copy."""
@@ -421,6 +441,11 @@ class Torch(Library):
 
     def divide(self, a: Any, b: Any) -> Any:
         return a / b
+
+    def check_dense(self, name: str, x: Any) -> None:
+        if x.layout is not self.xp.strided or x.is_nested:
+            kind = "a nested" if x.is_nested else "an MKL-DNN" if x.is_mkldnn else "a sparse"
+            raise TypeError(f"{name}: {kind} tensor came, allowed are dense ones")
 
     def learns(self, x: Any) -> bool:
         return bool(x.requires_grad)

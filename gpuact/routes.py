@@ -95,7 +95,8 @@ def find(entry: Hashable, given: Sequence[Any]) -> Route | None:
     nor a plain array of a known library has no route."""
     try:
         route = _routes.get(_key(entry, given))
-    except (KeyError, TypeError, RuntimeError):  # a list, say; what has no memory; what has no hash
+    # a list, say; what has no hash, which a memoryview says by ValueError; what has no memory
+    except (KeyError, TypeError, ValueError, RuntimeError):
         return None
     if route is None or not route.here(route.place):
         return None

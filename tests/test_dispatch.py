@@ -5,11 +5,9 @@ Machines that lack a driver, a package, or have a broken one are played in proce
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,56 +90,6 @@ def test_using_decorates_functions():
     with gpuact.using("cupy"):
         assert [work(), work()] == ["numpy"] * 2
         assert "cupy" in runs()
-
-
-def test_using_is_a_matter_of_the_thread():
-    found: dict[str, str] = {}
-    inside, done = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with gpuact.using("triton"):
-            inside.set()
-            found["other"] = runs()
-            done.wait(10)
-
-    def bystander() -> None:
-        found["bystander"] = runs()
-
-    with gpuact.using("cupy"):
-        thread = threading.Thread(target=other)
-        thread.start()
-        assert inside.wait(10)
-        found["here"] = runs()
-        second = threading.Thread(target=bystander)
-        second.start()
-        second.join()
-        done.set()
-        thread.join()
-    assert "triton" in found["other"]
-    assert "cupy" in found["here"]
-    assert found["bystander"] == "numpy"
-
-
-def test_using_is_a_matter_of_the_task():
-    async def task(backend: str, steps: int) -> list[str]:
-        seen = []
-        with gpuact.using(backend):
-            for _ in range(steps):
-                await asyncio.sleep(0)
-                seen.append(runs())
-        seen.append(runs())
-        return seen
-
-    async def both() -> list[list[str]]:
-        with gpuact.using("triton"):  # tasks inherit what held where they were made
-            return await asyncio.gather(task("numpy", 3), task("cupy", 5))
-
-    first, second = asyncio.run(both())
-    assert first[:3] == ["numpy"] * 3
-    assert "triton" in first[3]
-    assert all("cupy" in seen for seen in second[:5])
-    assert "triton" in second[5]
-    assert runs() == "numpy"
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "NumPy", "numpy ", None, 3])

@@ -7,12 +7,9 @@ infinities, signed zeros and subnormals, and must come back unmodified; outputs 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -828,53 +825,6 @@ def test_the_callers_error_state_is_not_our_business(dtype):
         _, lse = gpuact.cross_entropy(x, target, return_lse=True)
         gpuact.cross_entropy_backward(1.0, x, target, lse)
         gpuact.cross_entropy_with_grad(x, target, weight=dy[0], label_smoothing=0.1)
-
-
-def test_many_threads_and_a_fork():
-    """Calls from many threads at once, each large enough for the executor's own threads; then from
-    a forked process, which has none of them.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_THREADS_AND_A_FORK],
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-MANY_THREADS_AND_A_FORK = """
-import os, signal, warnings
-from concurrent.futures import ThreadPoolExecutor
-import numpy as np, gpuact
-from gpuact.backends import numpy as backend
-
-backend.WORKERS, backend.PARALLEL = 4, 1 << 10
-arrays = [np.linspace(-3, 3, 60_000).reshape(60, 1000) + k for k in range(8)]
-want = [(np.tanh(x), np.exp(x) / np.exp(x).sum(-1, keepdims=True)) for x in arrays]
-
-def compute(k):
-    with gpuact.using("numpy"):
-        return gpuact.tanh(arrays[k]), gpuact.softmax(arrays[k])
-
-def check(results):
-    for got, right in zip(results, want, strict=True):
-        for a, b in zip(got, right, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12)
-
-with ThreadPoolExecutor(8) as pool:
-    for _ in range(5):
-        check(pool.map(compute, range(8)))
-warnings.simplefilter("ignore")  # newer Pythons warn of a fork among threads
-child = os.fork()
-if child == 0:
-    signal.alarm(30)  # a lost thread would be waited for without end
-    check(map(compute, range(8)))
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-"""
 
 
 # -- sizes ----------------------------------------------------------------------------------------

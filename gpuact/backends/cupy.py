@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from operator import itemgetter
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -87,6 +88,7 @@ FREE_SHARED = 48 << 10  # bytes of shared memory
 PORTABLE = 8  # blocks of a cluster
 NULL = np.uint64(0)
 NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+_granting = Lock()  # of two threads, the one that asks for less must not come second
 
 
 @cache
@@ -94,8 +96,9 @@ def _function(module: Any, name: str, shared: int, cluster: int, device: int) ->
     """A new object every time, which CuPy would look up anew; its settings are a device's."""
     function = module.get_function(name)
     if function.shared_size_bytes + shared > FREE_SHARED:  # what it declares counts, too
-        granted = function.max_dynamic_shared_size_bytes  # to a launch with more of it
-        function.max_dynamic_shared_size_bytes = max(granted, shared)
+        with _granting:
+            granted = function.max_dynamic_shared_size_bytes  # to a launch with more of it
+            function.max_dynamic_shared_size_bytes = max(granted, shared)
     if cluster > PORTABLE:
         driver = import_module("cupy_backends.cuda.api.driver")
 

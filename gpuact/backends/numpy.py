@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from inspect import signature
 from itertools import pairwise, product
 from math import prod
-from typing import Any, Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from .. import reference
 from ..fusion import Dropout, Fusion
 from ..libraries import HALF
 from ..scores import Scores
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Array = npt.NDArray[Any]
 Empty = Callable[[tuple[int, ...], str], Array]
@@ -61,7 +64,33 @@ def _formula(name: str) -> tuple[Callable[..., Any], bool]:
 @cache
 def _pool(pid: int) -> ThreadPoolExecutor:
     """One pool a process: threads do not survive a fork."""
+    from concurrent.futures import ThreadPoolExecutor  # not to be had where the interpreter ends
+
     return ThreadPoolExecutor(max(1, WORKERS - 1), thread_name_prefix="gpuact")
+
+
+def _hire(take: Callable[[], None], count: int) -> list[Future[None]]:
+    """Threads that work beside the caller: as many as there are to be had.
+
+    There are none once the main thread has ended, which others outlive, nor for functions that run
+    at exit; and the system may refuse more.
+    """
+    hired: list[Future[None]] = []
+    hiring = Lock()
+
+    def work(k: int) -> None:
+        with hiring:
+            if k >= len(hired):  # queued, but refused a thread: nobody waits for this one
+                return
+        take()
+
+    with hiring:
+        try:
+            for k in range(count):
+                hired.append(_pool(os.getpid()).submit(work, k))
+        except RuntimeError:
+            _pool.cache_clear()  # and with the pool what is queued there in vain
+    return hired
 
 
 @cache
@@ -92,8 +121,7 @@ def _share(work: Callable[[Any], None], pieces: Iterable[Any], size: int) -> Non
                     return
                 work(piece)
 
-    helpers = WORKERS - 1 if size >= PARALLEL else 0
-    helping = [_pool(os.getpid()).submit(take) for _ in range(helpers)]
+    helping = _hire(take, WORKERS - 1) if size >= PARALLEL else []
     try:
         take()
     finally:

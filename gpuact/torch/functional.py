@@ -38,7 +38,7 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from .. import activations, calls
+from .. import activations, arguments, calls
 from ..dispatch import resolve, using
 from ..operations import Reduction
 
@@ -151,7 +151,7 @@ def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     """
     if has_torch_function_unary(input):
         return _overridden(leaky_relu_, (input,), input, negative_slope)
-    if _recorded(input) and not negative_slope > 0:
+    if _recorded(input) and not arguments.parameter("negative_slope", negative_slope, False) > 0:
         raise ValueError(
             f"negative_slope: {negative_slope} came, in place and with a gradient to record; "
             "allowed are slopes above 0, or inplace=False"
@@ -196,7 +196,7 @@ def softmax(
     if has_torch_function_unary(input):
         return _overridden(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
     if dim is None:
-        dim = _implicit_dim("softmax", input.dim(), _stacklevel)
+        dim = _implicit_dim("softmax", _tensor(input).dim(), _stacklevel)
     return activations.softmax(input, dim, dtype=dtype)
 
 
@@ -218,7 +218,7 @@ def log_softmax(
             log_softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype
         )
     if dim is None:
-        dim = _implicit_dim("log_softmax", input.dim(), _stacklevel)
+        dim = _implicit_dim("log_softmax", _tensor(input).dim(), _stacklevel)
     return activations.log_softmax(input, dim, dtype=dtype)
 
 
@@ -276,7 +276,7 @@ def cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         softcap=softcap,
-        axis=0 if input.dim() < 2 else 1,
+        axis=0 if _tensor(input, "logits").dim() < 2 else 1,
         gradient_in_forward=gradient_in_forward,
     )
 
@@ -285,6 +285,12 @@ def _overridden(function: Callable[..., Tensor], tensors: Any, *given: Any, **na
     """What stands for a tensor, a subclass or a proxy of torch.fx, sees the call, as in torch."""
     result: Tensor = handle_torch_function(function, tensors, *given, **named)
     return result
+
+
+def _tensor(input: Any, name: str = "x") -> Tensor:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: {type(input).__name__} came, allowed is a tensor")
+    return input
 
 
 def _implicit_dim(name: str, ndim: int, stacklevel: int) -> int:
@@ -300,7 +306,7 @@ def _implicit_dim(name: str, ndim: int, stacklevel: int) -> int:
 
 
 def _recorded(input: Tensor) -> bool:
-    return torch.is_grad_enabled() and input.requires_grad
+    return _tensor(input).requires_grad and torch.is_grad_enabled()
 
 
 class _InPlace(torch.autograd.Function):

@@ -47,7 +47,8 @@ def _backend() -> str:
     return dispatch.chosen.get() or dispatch.ENVIRONMENT
 
 
-def _tensor(name: str, x: Any) -> Tensor:
+def _tensor(name: str, x: Any, first: str = "", beside: Tensor | None = None) -> Tensor:
+    """beside: the tensor `first`, on whose device it must be."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name}: {type(x).__name__} came beside tensors or into compiled code; all arrays of "
@@ -57,6 +58,12 @@ def _tensor(name: str, x: Any) -> Tensor:
         from . import sharding  # takes half a second
 
         sharding.register()
+    TORCH.check_dense(name, x)
+    if beside is not None and x.device != beside.device:
+        raise TypeError(
+            f"{name}: is on {x.device} while {first} is on {beside.device}; all arrays of a call "
+            "must be on one device"
+        )
     return x
 
 
@@ -69,7 +76,8 @@ def _into(out: Any, result: Tensor, name: str = "out") -> Any:
             f"{name}: came with a tensor that requires grad; allowed are tensors that do not, or "
             f"no {name}"
         )
-    return out.copy_(result)
+    out.copy_(result)  # of subclasses it may return another
+    return out
 
 
 # -- elementwise ----------------------------------------------------------------------------------
@@ -87,7 +95,7 @@ def _params(
             tensors.append(None)
             numbers.append(value)
             continue
-        _tensor(k, value)
+        value = arguments.floating(k, TORCH, _tensor(k, value, "x", x))
         if channel_axis is ...:
             shape = arguments.broadcast_shape(k, value, x.shape)
         else:
@@ -132,7 +140,7 @@ def activation_backward(
 ) -> tuple[Any, ...]:
     ((what, kept),) = stored.items()
     kept = _input(name, what, kept)
-    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy), what, kept)
+    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy, what, kept), what, kept)
     more = _arguments(name, kept, params, channel_axis)
     learns = _LEARNS[name]
     if not learns:
@@ -170,7 +178,8 @@ def _fused(
             tensors.append(None)
             numbers.append(value)
         else:
-            shape = arguments.channel_shape(name, _tensor(name, value), x.shape, channel_axis)
+            value = arguments.floating(name, TORCH, _tensor(name, value, "x", x))
+            shape = arguments.channel_shape(name, value, x.shape, channel_axis)
             tensors.append(value.reshape(shape))
             numbers.append(None)
     gate, residual = _beside("gate", gate, x), _beside("residual", residual, x)
@@ -185,7 +194,7 @@ def _fused(
 def _beside(name: str, value: Any, x: Tensor) -> Any:
     if value is None:
         return None
-    value = arguments.floating(name, TORCH, _tensor(name, value))
+    value = arguments.floating(name, TORCH, _tensor(name, value, "x", x))
     if value.shape != x.shape:
         raise ValueError(f"{name}: shape {tuple(value.shape)} came, x has {tuple(x.shape)}")
     return value
@@ -220,7 +229,7 @@ def fused_backward(
     activation: Any, dropout: Any, channel_axis: Any, dy: Any, given: tuple[Any, ...]
 ) -> dict[str, Any]:
     x, tensors, residual, numbers, chance = _fused(activation, dropout, channel_axis, given)
-    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy), "x", x)
+    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy, "x", x), "x", x)
     _, scale, bias, weight, _, gate, _ = given
     named = {"x": x, "scale": scale, "bias": bias, "weight": weight, "gate": gate}
     wanted = [value is not None for value in named.values()]
@@ -274,7 +283,7 @@ def rows(
     axes = _axes(axis, x)
     scores: list[Any] = []
     if name == "softmax":
-        mask = None if mask is None else _tensor("mask", mask)
+        mask = None if mask is None else _tensor("mask", mask, "x", x)
         causal = calls.check_scores(TORCH, x, axes, mask, causal)
         scale = arguments.parameter("scale", scale, False)
         zero = arguments.choice("all_masked", all_masked, ("nan", "zero")) == "zero"
@@ -285,13 +294,13 @@ def rows(
 
 def rows_backward(name: str, dy: Any, y: Any, axis: Any, scale: Any = 1.0) -> Any:
     y = arguments.floating("y", TORCH, _tensor("y", y))
-    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy), "y", y)
+    dy = arguments.gradient("dy", TORCH, _tensor("dy", dy, "y", y), "y", y)
     scale = arguments.parameter("scale", scale, False)
     return call(f"{name}_backward", dy, y, _axes(axis, y), scale, _backend())
 
 
 def softmax_jacobian(y: Any, axis: Any) -> Any:
-    return call("softmax_jacobian", _tensor("y", y), axis, _backend())
+    return call("softmax_jacobian", _tensor("y", y), arguments.whole("axis", axis), _backend())
 
 
 # -- cross-entropy --------------------------------------------------------------------------------
@@ -300,8 +309,10 @@ def softmax_jacobian(y: Any, axis: Any) -> Any:
 def _loss(logits: Any, target: Any, *, weight: Any, axis: Any, **options: Any) -> tuple[Any, ...]:
     """The logits, and of an operator all arguments behind the tensors before them."""
     logits = arguments.floating("logits", TORCH, _tensor("logits", logits))
-    checked = calls.check_loss(TORCH, logits, _tensor("target", target), **options)
-    if weight is not None and TORCH.tracked(_tensor("weight", weight)):
+    checked = calls.check_loss(
+        TORCH, logits, _tensor("target", target, "logits", logits), **options
+    )
+    if weight is not None and TORCH.tracked(_tensor("weight", weight, "logits", logits)):
         raise ValueError("weight: came requiring grad; class weights are constants")
     k = calls.class_axis(logits, target, not target.is_floating_point(), axis)
     return logits, (weight, *losses.Options(axis=k, **checked), _backend())
@@ -342,7 +353,15 @@ def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **opt
     if not isinstance(dloss, Tensor):
         number = arguments.parameter("dloss", dloss, False)
         dloss = torch.full((), number, dtype=_tensor("lse", lse).dtype, device=logits.device)
-    return call("cross_entropy_backward", dloss, logits, target, _tensor("lse", lse), *args)
+    _tensor("dloss", dloss, "logits", logits)
+    return call(
+        "cross_entropy_backward",
+        dloss,
+        logits,
+        target,
+        _tensor("lse", lse, "logits", logits),
+        *args,
+    )
 
 
 def loss_gradient(

@@ -146,8 +146,10 @@ def _describe(values: Sequence[Any], types: Sequence[Any]) -> Any:
     for x, t in zip(values, types, strict=True):
         if isinstance(x, np.ndarray):
             contiguous = x.flags.c_contiguous
+            low, high = np.lib.array_utils.byte_bounds(x)
+            narrow = max(high - low, x.size * x.itemsize) <= 1 << 31  # offsets have 32 bits
             infos.append(
-                _kernel._ArgInfo(_ND, cupy.ndarray, np.dtype(x.dtype), x.ndim, contiguous, True)
+                _kernel._ArgInfo(_ND, cupy.ndarray, np.dtype(x.dtype), x.ndim, contiguous, narrow)
             )
             args.append(carray(x))
         else:

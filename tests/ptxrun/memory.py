@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Where the spaces lie in the generic address space; everything below is global memory.
 WINDOW = {"shared": 0x7000_0000_0000, "local": 0x7100_0000_0000, "param": 0x7200_0000_0000}
 FIRST_GLOBAL = 0x10_0000_0000
+IN_PLACE = 1 << 30  # bytes from which a host array is not copied: of such a one little is touched
 # A shared::cluster address is (rank + 1) << RANK_SHIFT | offset; with no rank it is the own CTA's.
 RANK_SHIFT = 24
 RANK_MASK = (1 << RANK_SHIFT) - 1
@@ -112,8 +113,11 @@ class GlobalMemory:
         self._next = FIRST_GLOBAL
         self._host: list[tuple[int, int, Allocation, Any]] = []
 
-    def allocate(self, name: str, size: int, phase: int = 0, writable: bool = True) -> Allocation:
-        a = Allocation(name, self._next + phase, size, padded(phase + size), writable, phase)
+    def allocate(
+        self, name: str, size: int, phase: int = 0, writable: bool = True, data: Any = None
+    ) -> Allocation:
+        data = padded(phase + size) if data is None else data
+        a = Allocation(name, self._next + phase, size, data, writable, phase)
         self._next += (-(-size // 4096) + 256) * 4096
         self.allocations.append(a)
         self.bases = np.append(self.bases, np.uint64(a.base))
@@ -129,6 +133,12 @@ class GlobalMemory:
                 _, h, _, w, n, x = spans.pop(0)
                 hi, writable, name = max(hi, h), writable or w, name if n == name else f"{name}+{n}"
                 keep.append(x)
+            if hi - lo >= IN_PLACE:
+                whole = -(-(phase + hi - lo) // 64) * 64  # the rest of the last page is there, too
+                data = np.ctypeslib.as_array((ctypes.c_uint8 * whole).from_address(lo - phase))
+                a = self.allocate(name, hi - lo, phase, writable, data)
+                self._host.append((lo, hi, a, (None, keep)))
+                continue
             a = self.allocate(name, hi - lo, phase, writable)
             host = np.ctypeslib.as_array((ctypes.c_uint8 * (hi - lo)).from_address(lo))
             a.bytes[a.lead : a.lead + hi - lo] = host
@@ -142,7 +152,7 @@ class GlobalMemory:
 
     def write_back(self) -> None:
         for lo, hi, a, (host, _) in self._host:
-            if a.dirty:
+            if a.dirty and host is not None:
                 host[:] = a.bytes[a.lead : a.lead + hi - lo]
 
     def fault(self, s: Batch, a: Any, lanes: Any, nbytes: int, kind: str) -> PTXError:
