@@ -2,13 +2,15 @@
 # is missing, pinned by constraints/, and run. Nothing is installed twice.
 #
 #   PYTHON=python3.12    the Python (3.11 or later) that .venv is made of
-#   SET=cpu              cpu, cuda12 or cuda13 instead of what the NVIDIA driver asks for
+#   SET=cpu              cpu, cuda12 or cuda13 instead of what the NVIDIA driver asks for; or oldest,
+#                        the lower bounds of pyproject.toml, or newest, for tests without a GPU
 #   TORCH_INDEX=URL      where torch's wheels come from, to pick its CPU build
 #   ARGS="-k softmax"    handed on to pytest or to the benchmark
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+AUDIT := $(VENV)/audit
 
 DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null \
 	| sed -n '1s/^\([0-9][0-9]*\)\..*/\1/p')
@@ -21,6 +23,9 @@ endif
 ACCELERATED_cpu := torch compilers
 ACCELERATED_cuda12 := torch cuda12
 ACCELERATED_cuda13 := torch cuda13
+ACCELERATED_oldest := $(ACCELERATED_cpu)
+ACCELERATED_newest := $(ACCELERATED_cpu)
+PINNED := cpu cuda12 cuda13  # whose ruff and mypy the sources satisfy: those of others find more
 NEEDS_test := test bench $(ACCELERATED_$(SET))
 NEEDS_bench := bench $(if $(filter cpu,$(SET)),,$(ACCELERATED_$(SET)))
 
@@ -42,7 +47,7 @@ $(PY) -m ruff format --check
 $(PY) -m mypy --strict gpuact
 endef
 
-.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive bench clean
+.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive audit bench clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -52,7 +57,7 @@ test: say-test $(TEST)  ## the tests (all but the slow ones), Triton's interpret
 	$(PYTEST) $(ARGS)
 	$(INTERPRET) -m "interpreter and not (slow or deep or timed)" $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
 	$(TIMED) $(ARGS) $(if $(ARGS),$(MAYBE_NONE))
-	$(LINT)
+	$(if $(filter $(PINNED),$(SET)),$(LINT))
 
 test-slow: say-test $(TEST)  ## the tests that are too slow for make test
 	$(INTERPRET) -m "interpreter and slow" $(ARGS) $(MAYBE_NONE)
@@ -75,6 +80,11 @@ exhaustive: say-test $(TEST)  ## all 2^32 float32 through every formula; goes on
 	$(PY) -m tests.exhaustive run numpy host $(ARGS)
 	$(PY) -m tests.exhaustive record
 
+audit:  ## what is known against the pinned versions, by pip-audit, which asks PyPI
+	$(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit
+	$(AUDIT)/bin/python -m pip_audit --strict --disable-pip --no-deps \
+		$(patsubst %,--requirement constraints/%.txt,$(PINNED))
+
 bench: say-bench $(BENCH)  ## the benchmark, for what this machine has
 	$(PY) -m bench $(ARGS)
 
@@ -90,7 +100,7 @@ say-test say-bench: say-%:
 $(VENV)/.$(SET):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpuact needs Python 3.11 \
 	or later; name one with make PYTHON=...")'
-	$(PYTHON) -m venv $(if $(wildcard $(addprefix $(VENV)/.,cpu cuda12 cuda13)),--clear) $(VENV)
+	$(PYTHON) -m venv $(if $(wildcard $(addprefix $(VENV)/.,$(PINNED) oldest newest)),--clear) $(VENV)
 	@touch $@
 
 $(TEST) $(BENCH): $(VENV)/.$(SET)-%-$(KEY): $(VENV)/.$(SET)

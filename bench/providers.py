@@ -591,7 +591,8 @@ def _our_torch_calls(x: Array, y: Array) -> Ways:
 
 
 def _numpy_calls(x: Array, y: Array) -> Ways:
-    return {PLAIN: partial(np.maximum, x, 0), OUT: partial(np.maximum, x, 0, out=y)}
+    zero = x.dtype.type(0)  # beside a bfloat16, NumPy 2.1 takes a plain 0 for a float32
+    return {PLAIN: partial(np.maximum, x, zero), OUT: partial(np.maximum, x, zero, out=y)}
 
 
 def _cupy_calls(x: Array, y: Array) -> Ways:

@@ -93,7 +93,7 @@ def _far(case: Case, got: Array, want: Array) -> Array:
 
 def _values(wrong: Array, got: Array, want: Array) -> str:
     at = np.unravel_index(int(wrong.argmax()), wrong.shape)
-    values = f"{got[at]:.6g} came, {want[at]:.6g} is expected"
+    values = f"{float(got[at]):.6g} came, {float(want[at]):.6g} is expected"
     return f"{np.count_nonzero(wrong)} of {wrong.size} values differ: {values}"
 
 
