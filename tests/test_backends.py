@@ -157,12 +157,6 @@ def test_special_values_meet_each_other(executor, formula, dtype):
     run_elementwise(executor, formula, [first, second], params, np.empty_like(first))
 
 
-def test_relu_makes_zero_positive(executor, dtype):
-    x = executor.place(np.array([-0.0, 0.0, -1.0], DTYPES[dtype]))
-    executor.backend.elementwise("relu", (x.native,), (), x.native, executor.empty)
-    assert not np.signbit(x.numpy().astype(np.float64)).any()
-
-
 @pytest.mark.parametrize("kind", ("int32", "int64", "uint8", "int8"))
 def test_relu_keeps_integers(executor, kind):
     info = np.iinfo(kind)

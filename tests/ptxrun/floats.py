@@ -166,7 +166,8 @@ def fma32(a: Any, b: Any, c: Any) -> Any:
 def fma64(a: Any, b: Any, c: Any) -> Any:
     """Fused multiply-add of float64 values (Boldo and Melquiond: error-free terms, odd rounding).
 
-    Exact unless the product's low half underflows or |a| or |b| is above 2**996.
+    Exact unless the product's low half underflows or |a| or |b| is above 2**996. A zero takes its
+    sign from p + c, which the error-free terms lose.
     """
 
     def two_sum(x: Any, y: Any) -> tuple[Any, Any]:
@@ -185,7 +186,7 @@ def fma64(a: Any, b: Any, c: Any) -> Any:
     th, tl = two_sum(c, low)
     vh, vl = two_sum(p, th)
     r = vh + sum_odd(tl, vl)
-    return np.where(np.isfinite(r), r, p + c)
+    return np.where(np.isfinite(r) & (r != 0), r, p + c)
 
 
 def fminmax(x: Any, y: Any, largest: bool, nan: bool) -> Any:
