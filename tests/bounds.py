@@ -130,42 +130,25 @@ def elementwise(formula: str, family: str, dtype: str, operands: list[Any], valu
             allowed = bound * ulp(weight, dtype)
         else:
             allowed = (HALF * ulp(value, dtype) + bound * ulp(weight, compute)) * (bound > 0)
-    return allowed + _flush_floor(family, dtype, wide)
+    return allowed + floor(family, dtype)
 
 
-def _flush_floor(family: str, dtype: str, operands: list[Array]) -> Array:
-    """2^-126, times what a flushed operand would have been multiplied by; 0 where none may be."""
-    shape = np.broadcast_shapes(*(a.shape for a in operands))
-    if not flushes(family, dtype):
-        return np.zeros(shape, LONG)
-    tiny = np.zeros(shape, bool)
-    partner = np.ones(shape, LONG)
-    for a in operands:
-        size = np.abs(a)
-        tiny |= (size > 0) & (size < FLUSHED)
-        partner = np.maximum(partner, np.where(np.isnan(size), 0, size))
-    return FLUSHED * np.where(tiny, partner, 1)
+def floor(family: str, dtype: str) -> Array:
+    """2^-126 where a float32 result below it may become 0; no operand ever counts as 0.
 
-
-def flushes(family: str, dtype: str) -> bool:
-    """Whether float32 arithmetic below 2^-126 may count as zero; cheap forms for half types may."""
-    narrow = compute_dtype(dtype) == "float32"
-    return narrow and (family not in ("numpy", "host") or (family, dtype) == ("host", "bfloat16"))
+    On GPUs, and so in Triton's interpreter; the cheap forms for bfloat16 do so on the host, too.
+    """
+    flushes = family not in ("numpy", "host") or (family, dtype) == ("host", "bfloat16")
+    return FLUSHED * (flushes and compute_dtype(dtype) == "float32")
 
 
 def defined(family: str, dtype: str, operands: list[Any]) -> Array:
-    """Where a result is promised: not where a flushed operand beside an infinite one makes 0·inf.
-
-    Triton's interpreter takes a subnormal bfloat16 for zero as it loads it; no GPU does.
+    """Where a result is promised: Triton's interpreter takes a subnormal bfloat16 for another
+    number as it loads it; no GPU does.
     """
-    shape = np.broadcast_shapes(*(np.shape(a) for a in operands))
-    tiny, infinite = np.zeros(shape, bool), np.zeros(shape, bool)
-    for a in map(truth.long, operands):
-        tiny |= (a != 0) & (np.abs(a) < FLUSHED)
-        infinite |= np.isinf(a)
-    if (family, dtype) == ("interpreter", "bfloat16"):
-        return ~tiny
-    return ~(tiny & infinite) | (family not in FLUSHING) | (compute_dtype(dtype) != "float32")
+    wide = np.broadcast_arrays(*(np.abs(truth.long(a)) for a in operands))
+    subnormal = np.any([(a > 0) & (a < FLUSHED) for a in wide], 0)
+    return ~subnormal | ((family, dtype) != ("interpreter", "bfloat16"))
 
 
 def measured(
@@ -179,7 +162,7 @@ def measured(
     with np.errstate(all="ignore"):
         unit = ulp(_weight(formula, wide, value), dtype)
         error = _distance(truth.long(actual), value, stated(formula, family, dtype) * unit, dtype)
-        beyond = np.maximum(error - _flush_floor(family, dtype, wide), 0) / unit
+        beyond = np.maximum(error - floor(family, dtype), 0) / unit
     return np.where(defined(family, dtype, operands), beyond, 0)
 
 
