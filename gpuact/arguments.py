@@ -170,7 +170,7 @@ def channel_shape(
 def integer(name: str, value: Any) -> int:
     try:
         return index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # RuntimeError: of a tensor that has no memory
         raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int") from None
 
 

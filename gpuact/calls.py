@@ -900,6 +900,7 @@ def cross_entropy(
         else:
             value, lse = prepared(*given)
         return (value, lse) if return_lse else value
+    return_lse = arguments.flag("return_lse", return_lse)
     at_once = arguments.flag("gradient_in_forward", gradient_in_forward)
     c = LossCall(logits, target, **options)
     c.learn(entry, given)

@@ -7,6 +7,7 @@ before everything is checked: `out`, poisoned, must come back as it was.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,13 @@ class Unwilling:
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         raise RuntimeError("no array today")
+
+
+def quietly(make: Callable[..., Any], *args: Any) -> Any:
+    """What libraries would rather not make, and warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*args)
 
 
 def array_of(dtype: Any) -> Any:
@@ -117,6 +125,11 @@ CASES: dict[str, Case] = {
         ValueError,
         "activation: 'gelu' came, allowed are linear, sigmoid",
     ),
+    "activation without a hash": (
+        lambda out: gpuact.fused(X, ["relu"], out=out),
+        ValueError,
+        "activation: list came, allowed are linear, sigmoid",
+    ),
     "activation of rows": (
         lambda out: gpuact.fused(X, "softmax", out=out),
         ValueError,
@@ -179,6 +192,21 @@ CASES: dict[str, Case] = {
     ),
     "dropout p text": (lambda out: gpuact.Dropout("half", 0), TypeError, "p: str came"),
     "dropout seed a float": (lambda out: gpuact.Dropout(0.5, 1.0), TypeError, "seed: float came"),
+    "dropout p too large for a float": (
+        lambda out: gpuact.Dropout(10**400, 0),
+        ValueError,
+        "p: a number came that is too large for a float",
+    ),
+    "dropout seed a time": (
+        lambda out: gpuact.Dropout(0.5, np.timedelta64(1)),
+        TypeError,
+        "seed: timedelta64 came, allowed is an int",
+    ),
+    "scale a time": (
+        lambda out: gpuact.linear(X, np.timedelta64(1), out=out),
+        TypeError,
+        "scale: timedelta64 came, allowed are a number and an array",
+    ),
     "dropout seed negative": (
         lambda out: gpuact.Dropout(0.5, -1),
         ValueError,
@@ -193,6 +221,11 @@ CASES: dict[str, Case] = {
         lambda out: gpuact.fused_backward(X[0], X, "relu"),
         ValueError,
         r"dy: shape \(3,\) came, x has \(2, 3\)",
+    ),
+    "fused dy None": (
+        lambda out: gpuact.fused_backward(None, X, "relu", residual=X),
+        TypeError,
+        "dy: dtype object came, allowed are float16",
     ),
     # parameters
     "causal rows of 2^31": (
@@ -342,6 +375,11 @@ CASES: dict[str, Case] = {
         lambda out: gpuact.prelu(1.0, np.ones(3)),
         AxisError,
         "channel_axis: 1 came, a 0-d array",
+    ),
+    "channel axis of the derivative no integer": (
+        lambda out: gpuact.prelu_derivative(X, 0.1, channel_axis="1", out=out),
+        TypeError,
+        "channel_axis: str came, allowed is an int",
     ),
     "channel axis no integer": (
         lambda out: gpuact.prelu(X, np.ones(3), channel_axis=1.0, out=out),
@@ -500,6 +538,11 @@ CASES: dict[str, Case] = {
         ValueError,
         "all_masked: 'one' came, allowed are 'nan', 'zero'",
     ),
+    "all_masked an array": (
+        lambda out: gpuact.softmax(X, all_masked=X, out=out),
+        ValueError,
+        "all_masked: ndarray came, allowed are 'nan', 'zero'",
+    ),
     "all_masked a number": (
         lambda out: gpuact.softmax(X, all_masked=0, out=out),
         ValueError,
@@ -520,6 +563,16 @@ CASES: dict[str, Case] = {
         lambda out: gpuact.softmax(X, dtype="float9", out=out),
         TypeError,
         "dtype: '?float9'? came",
+    ),
+    "dtype no text": (
+        lambda out: gpuact.softmax(X, dtype="", out=out),
+        TypeError,
+        "dtype: '' came, allowed are float16",
+    ),
+    "dtype of an object that has none": (
+        lambda out: gpuact.softmax(X, dtype=type("Odd", (), {"dtype": "float32"})(), out=out),
+        TypeError,
+        "dtype: Odd came, allowed are float16",
     ),
     "dtype no dtype": (
         lambda out: gpuact.softmax(X, dtype=3.5, out=out),
@@ -589,6 +642,11 @@ CASES: dict[str, Case] = {
         lambda out: gpuact.relu(X, out=out.tolist()),
         TypeError,
         "out: list came, allowed is an array of x's own library, ndarray",
+    ),
+    "out a matrix": (
+        lambda out: gpuact.softmax(X, out=quietly(np.asmatrix, out)),
+        TypeError,
+        "out: a matrix came, allowed is an ndarray",
     ),
     "out a tuple, as ufuncs have it": (
         lambda out: gpuact.relu(X, out=(out,)),
@@ -782,6 +840,11 @@ CASES: dict[str, Case] = {
         TypeError,
         "softcap: ndarray came, allowed is a number",
     ),
+    "return_lse an array": (
+        lambda out: gpuact.cross_entropy(Z, T, return_lse=X),
+        TypeError,
+        "return_lse: ndarray came, allowed is True or False",
+    ),
     "gradient_in_forward a word": (
         lambda out: gpuact.cross_entropy(Z, T, gradient_in_forward="sum"),
         TypeError,
@@ -871,7 +934,52 @@ CASES: dict[str, Case] = {
     "an unknown function to warm up": (
         lambda out: gpuact.warmup(functions=["relu", "gelu"]),
         ValueError,
-        r"functions: \['gelu'\] came, allowed are linear",
+        "functions: 'gelu' came, allowed are linear",
+    ),
+    "what has no hash to describe": (
+        lambda out: gpuact.describe(["relu"]),
+        ValueError,
+        "name: list came, allowed are linear",
+    ),
+    "what has no hash to warm up": (
+        lambda out: gpuact.warmup(functions=[[]]),
+        ValueError,
+        "functions: list came, allowed are linear",
+    ),
+    "no functions to warm up": (
+        lambda out: gpuact.warmup(functions=5),
+        TypeError,
+        "functions: 5 came, allowed is a list of names",
+    ),
+    "no shapes to warm up": (
+        lambda out: gpuact.warmup(5, functions=["relu"], like=X),
+        TypeError,
+        "shapes: 5 came, allowed is a list of shapes",
+    ),
+    "one shape to warm up": (
+        lambda out: gpuact.warmup((2, 3), functions=["relu"], like=X),
+        TypeError,
+        "shapes: 2 came, allowed is a list of shapes",
+    ),
+    "a size to warm up that is no int": (
+        lambda out: gpuact.warmup([(2.0,)], functions=["relu"], like=X),
+        TypeError,
+        "shapes: float came, allowed is an int",
+    ),
+    "a size to warm up below 0": (
+        lambda out: gpuact.warmup([(2, -1)], functions=["relu"], like=X),
+        ValueError,
+        r"shapes: \[\(2, -1\)\] came, allowed are sizes from 0 on",
+    ),
+    "no dtypes to warm up": (
+        lambda out: gpuact.warmup(dtypes=None, functions=["relu"], like=X),
+        TypeError,
+        "dtypes: None came, allowed is a list of dtypes",
+    ),
+    "a backend of several": (
+        lambda out: gpuact.using(np.array(["numpy", "cupy"])).__enter__(),
+        ValueError,
+        "backend: ndarray came, allowed are numpy, cupy, triton",
     ),
     "dtypes to warm up that are no floating ones": (
         lambda out: gpuact.warmup(dtypes=["int8", "float32"], functions=["relu"], like=X),
@@ -899,6 +1007,21 @@ CASES: dict[str, Case] = {
         "obj: dtype .* came, allowed are real numbers",
     ),
     "asarray of None": (lambda out: gpuact.asarray(None), TypeError, "obj: dtype object came"),
+    "asarray of text as numbers": (
+        lambda out: gpuact.asarray(["text"], "int32"),
+        TypeError,
+        "obj: dtype str.* came, allowed are real numbers",
+    ),
+    "asarray of a masked array": (
+        lambda out: gpuact.asarray(np.ma.MaskedArray(X)),
+        TypeError,
+        "obj: a masked array came",
+    ),
+    "asarray as records": (
+        lambda out: gpuact.asarray(X, "f4,f4"),
+        TypeError,
+        "dtype: void64 came, allowed are float16",
+    ),
     "asarray as complex": (
         lambda out: gpuact.asarray([1.0], "complex64"),
         TypeError,
@@ -995,6 +1118,8 @@ def test_integers_and_bools_that_are_not_refused():
 def _torch_cases() -> dict[str, Case]:
     import torch
 
+    from gpuact.torch import functional
+
     x = torch.ones(2, 3)
     tracked = torch.ones(2, 3, requires_grad=True)
     weight = torch.ones(3, requires_grad=True)
@@ -1063,7 +1188,7 @@ def _torch_cases() -> dict[str, Case]:
         "a sparse mask": (
             lambda out: gpuact.softmax(x, mask=x.to_sparse(), out=out),
             TypeError,
-            "mask: a sparse tensor came, allowed is a dense one",
+            "mask: a sparse tensor came, allowed are dense ones",
         ),
         "scores require grad": (
             lambda out: gpuact.softmax(tracked, scale=0.5, causal=True, out=out),
@@ -1137,6 +1262,58 @@ def _torch_cases() -> dict[str, Case]:
             TypeError,
             "x: a sparse tensor came, allowed are dense ones",
         ),
+        "a sparse matrix": (
+            lambda out: gpuact.softmax_backward(x, quietly(x.to_sparse_csr)),
+            TypeError,
+            "y: a sparse tensor came",
+        ),
+        "a sparse target": (
+            lambda out: gpuact.cross_entropy(x, t.to_sparse()),
+            TypeError,
+            "target: a sparse tensor came",
+        ),
+        "a nested gradient beside one that is watched": (
+            lambda out: gpuact.cross_entropy_backward(
+                quietly(torch.nested.as_nested_tensor, [*x]), tracked, t, tracked[:, 0]
+            ),
+            TypeError,
+            "dloss: a nested tensor came",
+        ),
+        "nested": (
+            lambda out: gpuact.relu(quietly(torch.nested.as_nested_tensor, [*x]), out=out),
+            TypeError,
+            "x: a nested tensor came, allowed are dense ones",
+        ),
+        "of MKL-DNN": (
+            lambda out: gpuact.prelu(x, torch.ones(3).to_mkldnn(), out=out),
+            TypeError,
+            "weight: an MKL-DNN tensor came, allowed are dense ones",
+        ),
+        "in place of an ndarray": (
+            lambda out: functional.relu_(X),
+            TypeError,
+            "x: ndarray came, allowed is a tensor",
+        ),
+        "logits of numpy": (
+            lambda out: functional.cross_entropy(X, t),
+            TypeError,
+            "logits: ndarray came, allowed is a tensor",
+        ),
+        "slopes of text in place": (
+            lambda out: functional.leaky_relu_(tracked * 1, "2"),
+            TypeError,
+            "negative_slope: str came, allowed is a number",
+        ),
+        "asarray of float8": (
+            lambda out: gpuact.asarray(x.to(torch.float8_e5m2), "float32"),
+            TypeError,
+            "obj: dtype float8_e5m2 came, allowed are real numbers",
+        ),
+        "the Jacobian's axis": (
+            lambda out: gpuact.softmax_jacobian(x.to("meta"), "0"),
+            TypeError,
+            "axis: str came, allowed is an int",
+        ),
         "sparse rows": (
             lambda out: gpuact.softmax(x.to_sparse(), out=out),
             TypeError,
@@ -1157,6 +1334,11 @@ def _torch_cases() -> dict[str, Case]:
             lambda out: gpuact.prelu(x, [0.1, 0.2, 0.3], out=out),
             TypeError,
             "weight: ",
+        ),
+        "an axis without memory": (
+            lambda out: gpuact.softmax(x, t[0].to("meta"), out=out),
+            TypeError,
+            "axis: Tensor came, allowed is an int",
         ),
         "an axis": (lambda out: gpuact.softmax(x, 2, out=out), AxisError, "axis: 2 came"),
         "a class": (

@@ -327,6 +327,7 @@ def cross_entropy(
         if found is not NotImplemented:
             return found
     logits, args = _loss(logits, target, **options)
+    return_lse = arguments.flag("return_lse", return_lse)
     at_once = arguments.flag("gradient_in_forward", gradient_in_forward)
     if at_once and logits.requires_grad and torch.is_grad_enabled():
         calls.check_gradient_in_forward(args[2], return_lse, target.requires_grad)
@@ -352,7 +353,8 @@ def cross_entropy_backward(dloss: Any, logits: Any, target: Any, lse: Any, **opt
     logits, args = _loss(logits, target, **options)
     if not isinstance(dloss, Tensor):
         number = arguments.parameter("dloss", dloss, False)
-        dloss = torch.full((), number, dtype=_tensor("lse", lse).dtype, device=logits.device)
+        dtype = arguments.compute_dtype(TORCH.dtype(logits))
+        dloss = torch.full((), number, dtype=getattr(torch, dtype), device=logits.device)
     _tensor("dloss", dloss, "logits", logits)
     return call(
         "cross_entropy_backward",
