@@ -45,6 +45,8 @@ INSTALLED = {
     "cuda12": ("torch", "cuda12"),
     "cuda13": ("torch", "cuda13"),
 }
+# What the oldest set names besides: these would not go with it otherwise.
+HELD_BACK = {"pyparsing"}
 
 
 def needs() -> dict[str, list[Requirement]]:
@@ -95,7 +97,7 @@ def test_the_oldest_set_is_the_lower_bounds() -> None:
         assert re.fullmatch(r">=[\d.]+", specifier), package
         parts = specifier.removeprefix(">=").split(".")
         assert oldest.get(package, "").split(".")[: len(parts)] == parts, package
-    assert set(oldest) == set(bounds())
+    assert set(oldest) - set(bounds()) == HELD_BACK
 
 
 @pytest.mark.parametrize("name", INSTALLED)

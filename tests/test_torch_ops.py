@@ -913,7 +913,8 @@ def test_every_way_refuses_alike(name):
     with pytest.raises(error, match=f"^{message}"):
         torch.func.vmap(function)(x[None])
     torch._dynamo.reset()
-    with pytest.raises(Exception, match=message):
+    # torch 2.10's compiler ends where Python's own function raises, with its words
+    with pytest.raises(Exception, match=f"{message}|cannot be interpreted as an integer"):
         torch.compile(function, fullgraph=True, backend="aot_eager")(x)
 
 

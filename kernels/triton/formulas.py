@@ -140,12 +140,12 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def sigmoid(x, STORED: tl.constexpr):
-    if is_half(x, STORED):
-        return reciprocal(1.0 + tl.exp2(x * -LOG2_E))
-    elif x.dtype == tl.float64:
+    if x.dtype == tl.float64:  # first: Triton 3.6 compiles what is_half leaves out, too
         # From e^-|x|, which never overflows: 1 / (1 + e^-x) is 0 below -709, where e^x is not.
         z = exp(-tl.abs(x))
         return tl.where(x < 0, z, 1.0) / (1.0 + z)
+    elif is_half(x, STORED):
+        return reciprocal(1.0 + tl.exp2(x * -LOG2_E))
     else:
         # Where e^-x overflows, what float32 has for e^x is below 2^-126.
         return reciprocal(1.0 + exp(-x))
@@ -171,11 +171,7 @@ def tanh(x, STORED: tl.constexpr):
     # relative error: 2^-19 with 1 term up to 0.09, which half types need no better; up to 0.625
     # 2^-27.7 with 4 terms, 2^-61 with 11.
     s = x * x
-    if is_half(x, STORED):
-        far = 1.0 - 2.0 * reciprocal(1.0 + tl.exp2(x * (2.0 * LOG2_E)))
-        near = x * (1.0 + s * -0.33244)
-        return tl.where(tl.abs(x) <= 0.09, near, far)
-    elif x.dtype == tl.float64:
+    if x.dtype == tl.float64:
         z = exp(-2.0 * tl.abs(x))
         far = (1.0 - z) / (1.0 + z)
         p = -3.01869320244076429e-05 + s * 6.04235231917113504e-06
@@ -191,6 +187,10 @@ def tanh(x, STORED: tl.constexpr):
         p = -3.33333333333333128e-01 + s * p
         near = x * (1.0 + s * p)  # keeps -0.0, as x + x·(s·p) would not
         return tl.where(tl.abs(x) <= 0.625, near, tl.where(x < 0, -far, far))
+    elif is_half(x, STORED):
+        far = 1.0 - 2.0 * reciprocal(1.0 + tl.exp2(x * (2.0 * LOG2_E)))
+        near = x * (1.0 + s * -0.33244)
+        return tl.where(tl.abs(x) <= 0.09, near, far)
     else:
         # The error of e^2x, rounded argument and all, counts as the share 2 / (1 + e^2|x|) of the
         # result has it: half an ulp. From 9.01 on that share is lost in 1.

@@ -3,7 +3,7 @@
 Triton's own launcher decides what is compiled: its binder turns the arguments into a signature (an
 integer 1 and None become constants, multiples of 16 are marked, annotations such as "fp64" are
 obeyed), so what runs here is what would run on a GPU.  Private functions of Triton are used (the
-same in 3.6 and 3.7); it is imported only here, when a function is called.
+same in 3.6, 3.7 and 3.9); it is imported only here, when a function is called.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def run_triton(
     args are the leading parameters; `run` holds options of run_ptx, `options` those of Triton's
     compiler (num_warps, num_ctas, ...).
     """
+    options = {"enable_fp_fusion": True, **options}  # Triton 3.9 warns where nobody says
     built = compile_triton(kernel, args, constexprs, cap, **options)
     return run_built(built, built.module, grid, [args[k] for k in built.passed], **(run or {}))
 

@@ -93,7 +93,8 @@ def test_scan_atomics_and_philox(cap):
 @pytest.fixture(scope="module")
 def built():
     x = torch.zeros(3, 1000)
-    return compile_triton(K.softmax, [x, x, 1000, 1000], {"BLOCK": 1024}, num_warps=4)
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    return compile_triton(K.softmax, [x, x, 1000, 1000], {"BLOCK": 1024}, **options)
 
 
 def run_changed(built, ptx, **run):
