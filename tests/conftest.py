@@ -33,10 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
     (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. Compiling
-    takes long for PTX's interpreter and Triton's, and Python in them. They run every third case of
-    one dtype, and of each other (of tests marked `many`, of this one too) every twelfth, other ones
-    for each; of what they leave out of those others, two of three are not `slow` but `deep`, the
-    whole products. Of tests of a library they run every third.
+    takes long for PTX's interpreter and Triton's, and Python in them. They run every fourth case
+    of one dtype, and of each other (of tests marked `many`, of this one too) every twelfth, other
+    ones for each; of what they leave out of those others, two of three are not `slow` but `deep`,
+    the whole products. Of tests of a library they run every fourth.
     """
     interpreters = ("-ptx", "-interpreter")
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -50,13 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif executor.endswith(interpreters) and dtype in DTYPES:
             kind = (item.location[2].partition("[")[0], executor, dtype)
             often = dtype == "float32" and not item.get_closest_marker("many")
-            step = 3 if often else 12
-            quick = seen[kind] % step == list(DTYPES).index(dtype) * 3 % step
+            step, first = (4, 0) if often else (12, list(DTYPES).index(dtype) * 3)
+            quick = seen[kind] % step == first
             left_out = "slow" if often or seen[kind] % 3 == 1 else "deep"
             seen[kind] += 1
         elif lib.endswith(interpreters):
             kind = (item.location[2].partition("[")[0], lib, "")
-            quick = seen[kind] % 3 == 0
+            quick = seen[kind] % 4 == 0
             seen[kind] += 1
         else:
             quick = True

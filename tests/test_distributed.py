@@ -760,6 +760,13 @@ def dtensors(here: Here) -> Failures:
         yield from _loss_of_dtensor(z, mesh, placements, ("none",) if cut else ("mean", "none"))
 
 
+def _placed(grad: Any, placements: Any) -> bool:
+    """As its leaf is. torch 2.10 gathers uneven shards when it stores the gradient of a leaf."""
+    found = [*grad.placements]
+    gathers = torch.__version__.startswith("2.10.")
+    return found == placements or (gathers and all(p.is_replicate() for p in found))
+
+
 def _rows_of_dtensor(z: Tensor, mesh: Any, placements: Any) -> Failures:
     for name in ("softmax", "log_softmax"):
         x = distribute_tensor(z, mesh, placements).requires_grad_()
@@ -768,7 +775,7 @@ def _rows_of_dtensor(z: Tensor, mesh: Any, placements: Any) -> Failures:
         whole = z.clone().requires_grad_()
         expected = getattr(gpuact, name)(whole)
         expected.square().sum().backward()
-        if [*y.placements] != placements or [*x.grad.placements] != placements:
+        if [*y.placements] != placements or not _placed(x.grad, placements):
             yield f"{name}: {y.placements}, gradient {x.grad.placements}"
         yield from off(f"{name} {placements}", y.full_tensor(), expected)
         yield from off(f"{name} {placements} dx", x.grad.full_tensor(), whole.grad)
@@ -798,7 +805,7 @@ def _loss_of_dtensor(z: Tensor, mesh: Any, placements: Any, reductions: Any) -> 
         expected, of_lse = gpuact.cross_entropy(whole, given, weight=weight, axis=-1, **options)
         expected.sum().backward()
         name = f"cross_entropy {reduction} {placements}"
-        if [*logits.grad.placements] != placements:
+        if not _placed(logits.grad, placements):
             yield f"{name}: gradient {logits.grad.placements}"
         if [*lse.placements] != rows or (reduction == "none" and [*loss.placements] != rows):
             yield f"{name}: {loss.placements}, {lse.placements}"

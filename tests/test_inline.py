@@ -39,6 +39,9 @@ from gpuact.kernels.triton import elementwise, formulas
 from gpuact.kernels.triton import inline as kernels
 from gpuact.torch import inline
 
+# Of what Inductor leaves to Triton, 3.9 wants one to be said.
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+
 BFLOAT16 = DTYPES["bfloat16"]
 TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}  # as Triton has them
 
