@@ -56,8 +56,9 @@ def compute_dtype(dtype: str) -> str:
 # formula → ulp for (float32, float64) by family of backends. Half types are rounded once, at the
 # store: half a unit of theirs, and a little (HALF) where float32's error tips the scale. Measured
 # and rounded up: NumPy, and the text of the CUDA formulas as the host compiles it, on all float32
-# (tests/exhaustive.py); for GPUs with the whole documented error, of random size and sign, in every
-# approximate instruction (2 ulp in ex2 and in Triton's division). EXACT is one rounding.
+# (tests/exhaustive.py); Triton's interpreter on those from 1/4 to 8, where both are worst; for GPUs
+# with the whole documented error, of random size and sign, in every approximate instruction (2 ulp
+# in ex2 and in Triton's division). EXACT is one rounding.
 EXACT = (0.501, 0.501)
 FAMILIES = ("numpy", "host", "cupy", "triton", "interpreter")
 FLUSHING = ("cupy", "triton")  # may take float32 below 2^-126 for zero
@@ -70,10 +71,10 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "linear_derivative": (EXACT, EXACT, EXACT, EXACT, EXACT),
         "sigmoid": ((4.0, 3.0), (2.5, 2.5), (6.5, 3.0), (8.5, 3.0), (4.0, 3.0)),
         "sigmoid_backward": ((2.5, 2.5), (2.5, 2.5), (2.5, 2.5), (2.5, 2.5), (2.5, 2.5)),
-        "sigmoid_derivative": ((6.0, 4.5), (4.5, 4.0), (7.5, 4.0), (9.0, 4.0), (5.0, 4.0)),
+        "sigmoid_derivative": ((6.0, 4.5), (4.5, 4.0), (7.5, 4.0), (9.0, 4.0), (6.5, 4.0)),
         "tanh": ((2.0, 2.0), (2.0, 2.0), (3.5, 1.5), (4.5, 2.0), (3.0, 2.0)),
         "tanh_backward": ((2.5, 2.5), (1.5, 1.5), (1.5, 1.5), (2.5, 2.5), (2.5, 2.5)),
-        "tanh_derivative": ((6.0, 4.5), (4.5, 4.0), (7.5, 4.0), (9.0, 4.0), (5.0, 4.0)),
+        "tanh_derivative": ((6.0, 4.5), (4.5, 4.0), (7.5, 4.0), (9.0, 4.0), (6.5, 4.0)),
         "relu": ((0.0, 0.0),) * 5,
         "relu_backward": ((0.0, 0.0),) * 5,
         "relu_derivative": ((0.0, 0.0),) * 5,

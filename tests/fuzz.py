@@ -1530,7 +1530,7 @@ ANYTHING: dict[str, Callable[[Call], Any]] = {
             np.str_("2"),
             np.bytes_(b"2"),
             np.datetime64("2020"),
-            np.timedelta64(3),
+            np.timedelta64(3, "s"),
             np.int64(0),
             np.uint8(1),
             np.float16(0.5),

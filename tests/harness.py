@@ -319,7 +319,26 @@ def _triton_ptx() -> Executor:
     return Executor("triton-ptx", "triton", backend, *tools)
 
 
+@cache
+def _comparisons_are_bool() -> None:
+    """Give what Triton's interpreter compares the dtype int1.
+
+    It keeps that of the operands, makes integers of a scalar that is spread beside a block, and
+    from Triton 3.9 on refuses such a mask.
+    """
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def compared(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: TensorHandle(function(*args).data, tl.int1)
+
+    for name, function in list(vars(InterpreterBuilder).items()):
+        if name.startswith(("create_icmp", "create_fcmp")):
+            setattr(InterpreterBuilder, name, compared(function))
+
+
 def _triton_interpreter() -> Executor:
+    _comparisons_are_bool()
     backend = import_module("gpuact.backends.triton")
     tools = (_to_torch, _torch_view, _from_torch, False)
     return Executor("triton-interpreter", "interpreter", backend, *tools)

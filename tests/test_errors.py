@@ -198,12 +198,12 @@ CASES: dict[str, Case] = {
         "p: a number came that is too large for a float",
     ),
     "dropout seed a time": (
-        lambda out: gpuact.Dropout(0.5, np.timedelta64(1)),
+        lambda out: gpuact.Dropout(0.5, np.timedelta64(1, "s")),
         TypeError,
         "seed: timedelta64 came, allowed is an int",
     ),
     "scale a time": (
-        lambda out: gpuact.linear(X, np.timedelta64(1), out=out),
+        lambda out: gpuact.linear(X, np.timedelta64(1, "s"), out=out),
         TypeError,
         "scale: timedelta64 came, allowed are a number and an array",
     ),

@@ -33,6 +33,7 @@ from .rows import (
     moved_chunks,
     place,
     place_of,
+    product,
     second,
     span,
     total,
@@ -112,7 +113,7 @@ def mass_and_distance(q, m, z):
 
     One reduction: on its own, q would be added up in a layout that knows nothing of z's threads.
     """
-    far = tl.where(q == 0, 0.0, q * (m - z))
+    far = tl.where(q == 0, 0.0, product(q, m - z))
     if INTERPRETED:
         return total(q), total(far)
     else:

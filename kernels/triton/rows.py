@@ -276,6 +276,13 @@ def total(x):
 
 
 @triton.jit
+def product(a, b):
+    """a·b, rounded before it is added to another: which of two products an addition takes in, the
+    compiler chooses by what stands around it, and a row's bits must not depend on that."""
+    return tl.fma(a, b, tl.zeros_like(a))
+
+
+@triton.jit
 def moved(m, top):
     """e^(m - top), which moves a part's sum to the row's maximum; m is `finite`, and so 0, above
     any maximum, for a part of -inf alone, whose sum is 0 as it is."""
@@ -402,8 +409,7 @@ def merged_chunks(maxima, sums, chunks, ROWS: tl.constexpr, MERGE: tl.constexpr)
         t = tl.load(sums + k, mask=k < chunks, other=0.0)
         m, s = joined(m, s, n, t)
     top = finite(maximum(m))
-    # The choice keeps the product out of the sum, where each thread would fuse another term's.
-    return top, total(tl.where(s == 0, 0.0, s * exp(m - top)))
+    return top, total(tl.where(s == 0, 0.0, product(s, exp(m - top))))
 
 
 @triton.jit
@@ -425,7 +431,7 @@ def moved_chunks(maxima, masses, sums, top, chunks, ROWS: tl.constexpr, MERGE: t
         m = finite(tl.load(maxima + k, mask=k < chunks, other=0.0))
         q = tl.load(masses + k, mask=k < chunks, other=0.0)
         s += tl.load(sums + k, mask=k < chunks, other=0.0)
-        s += tl.where(q == 0, 0.0, q * (top - m))
+        s += tl.where(q == 0, 0.0, product(q, top - m))
     return total(s)
 
 

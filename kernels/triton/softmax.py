@@ -20,6 +20,7 @@ from .rows import (
     moved,
     place,
     place_of,
+    product,
     second,
     span,
     total,
@@ -306,10 +307,8 @@ def gradient(dy, y, s, scale, LOG: tl.constexpr, SCALED: tl.constexpr, DTYPE: tl
 
 
 @triton.jit
-def summed(dy, y, exists, LOG: tl.constexpr):
-    # The choice keeps the product out of the sum, where threads that hold the same row would each
-    # fuse it in another order.
-    return total(dy if LOG else tl.where(exists, dy * y, 0.0))
+def summed(dy, y, LOG: tl.constexpr):
+    return total(dy if LOG else product(dy, y))
 
 
 @triton.jit(do_not_specialize=["head"])
@@ -354,9 +353,9 @@ def softmax_backward(
     j, inside = columns(0, length, part, exists, BLOCK, PARTS, PACK)
     g = tl.load(at(dy, start, j, dy_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
     v = tl.load(at(y, start, j, y_n, PACK, BESIDE), mask=inside, other=0.0).to(DTYPE)
-    s = summed(g, v, inside, LOG)
+    s = summed(g, v, LOG)
     if EDGE:
-        s += summed(h, w, cut, LOG)
+        s += summed(h, w, LOG)
     if PARTS > 1:
         s, _ = added_parts(s, s, ROWS, PARTS)
         leave()
@@ -429,12 +428,12 @@ def softmax_backward_chunks(
                 if not LOG:
                     p = at(y_row, base, j, y_n, PACK, BESIDE)
                     v = tl.load(p, mask=inside, other=0.0).to(DTYPE)
-                tl.store(sums + k, summed(g, v, inside, LOG))
+                tl.store(sums + k, summed(g, v, LOG))
             if EDGE and low == 0:
                 c, cut = ends(start, length, n, 0, exists, LANES, EDGE)
                 h = tl.load(dy_row + c, mask=cut, other=0.0).to(DTYPE)
                 w = tl.load(y_row + c, mask=cut, other=0.0).to(DTYPE)
-                tl.store(sums + chunks, summed(h, w, cut, LOG))
+                tl.store(sums + chunks, summed(h, w, LOG))
         if PHASE == "both":
             tl.debug_barrier()
         if PHASE != "first":
