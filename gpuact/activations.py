@@ -605,7 +605,8 @@ def cross_entropy(
     "sum" their sum, "mean" their sum over the weight of the targets that count (probabilities:
     over the rows); a mean over no rows that count is NaN with gradient 0, and one over rows whose
     weights are all 0 is divided by 0. A class whose share w_k Y_k is 0 adds nothing, whatever its
-    logit. Probabilities are taken in logits' dtype.
+    logit. Probabilities are taken in logits' dtype, and not checked: an infinite one makes the
+    loss infinite or NaN, by backend.
     z_loss, a finite number from 0 on, adds z_loss·lse² to the loss of every row that counts, and
     2 z_loss·lse·S to its dZ; a mean divides as without it. softcap, a finite number above 0, takes
     cap·tanh(z/cap) for the logits, in lse too (an infinity counts as ±cap then), and multiplies dZ
