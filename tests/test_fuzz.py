@@ -18,6 +18,7 @@ import pytest
 
 import gpuact
 from tests import fuzz
+from tests.fuzz.__main__ import main
 
 RECORD = Path(__file__).with_name("records") / "fuzz.json"
 
@@ -59,7 +60,7 @@ def test_every_public_name_is_called():
 def test_a_call_is_made_again_by_its_seed(capsys):
     seen = []
     for _ in range(2):
-        fuzz.main(["--only", "3000000007"])
+        main(["--only", "3000000007"])
         seen.append(capsys.readouterr().out)
     assert seen[0] == seen[1]
     c, again = (fuzz.Call(11, ["numpy"]) for _ in range(2))
@@ -186,7 +187,7 @@ CALLS = 9  # of which one or two are as the plants want it: a process takes a se
 
 def test_what_ends_a_process_or_stops_it_is_found(monkeypatch):
     """And the calls behind it are made all the same."""
-    monkeypatch.setattr(fuzz, "PATIENCE", 1.5)
+    monkeypatch.setattr(fuzz.runs, "PATIENCE", 1.5)
     for plant, what, detail in (
         (crash, "crash", "ended with 3"),
         (segmentation_fault, "crash", "ended with -11"),
