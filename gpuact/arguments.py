@@ -169,6 +169,8 @@ def channel_shape(
 
 def integer(name: str, value: Any) -> int:
     try:
+        if isinstance(value, np.bool_):  # index takes it up to NumPy 2.2, and warns
+            raise TypeError
         return index(value)
     except (TypeError, RuntimeError):  # RuntimeError: of a tensor that has no memory
         raise TypeError(f"{name}: {type(value).__name__} came, allowed is an int") from None

@@ -381,6 +381,11 @@ CASES: dict[str, Case] = {
         TypeError,
         "channel_axis: str came, allowed is an int",
     ),
+    "axis a bool of NumPy": (
+        lambda out: gpuact.softmax(X, np.True_, out=out),
+        TypeError,
+        "axis: bool came, allowed is an int",
+    ),
     "channel axis no integer": (
         lambda out: gpuact.prelu(X, np.ones(3), channel_axis=1.0, out=out),
         TypeError,

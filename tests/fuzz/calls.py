@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -81,7 +80,6 @@ class Call:
         self.library = self.of(libraries)
         self.mode = "hostile" if self.chance(HOSTILE) else "valid"
         self.memories: list[Memory] = []
-        self.context = ExitStack()
         self.spoiled: dict[str, str] = {}
 
     @property
@@ -204,7 +202,7 @@ class Call:
     def outlet(self, x: Any, shape: tuple[int, ...], dtype: str) -> tuple[Any, Any]:
         """x, and an `out` for its result: None, fresh, x itself, or beside it in its memory."""
         kind = self.rng.random()
-        if kind < 0.65 or dtype in ("", None):
+        if kind < 0.65 or not dtype:
             return x, None
         lies = where(x)
         same = lies is not None and dtype_of(x) == dtype and lies[1] == shape

@@ -63,8 +63,6 @@ class Fuzz:
             raise
         except BaseException:
             what, detail = "harness", traceback.format_exc()
-        finally:
-            c.context.close()
         if what in FINDINGS:
             detail = f"{self.shown(c, target, locals().get('args', {}))}\n{detail}"
         return Outcome(target.name, c.library, c.mode, what, detail)
@@ -86,7 +84,7 @@ class Fuzz:
         result = error = None
         with self.around(c, leaves), np.errstate(all="raise"):
             try:
-                result = call(function, args)
+                result = function(**args)
             except Exception as raised:
                 error = raised
         if error is not None:
@@ -117,7 +115,7 @@ class Fuzz:
             return "wrong", str(wrong)
         if c.mode == "valid" and out is None and not leaves and c.chance(0.15):
             try:
-                again = call(function, args)
+                again = function(**args)
             except Exception as raised:
                 return self.raised(c, raised)
             if bytes_of(again) != bytes_of(result):
@@ -199,11 +197,6 @@ def truthy(value: Any) -> bool:
         return bool(value)
     except Exception:
         return False
-
-
-def call(function: Callable[..., Any], args: Args) -> Any:
-    """By name; the first by its place where it has one."""
-    return function(**args)
 
 
 def shown_error(error: BaseException) -> str:

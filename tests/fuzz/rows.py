@@ -119,7 +119,7 @@ def dtype_named(r: Reading, name: str = "dtype") -> str | None:
 
 
 def draw_rows_backward(c: Call, name: str) -> Args:
-    shape, axis, dtype = c.shape(), -1, c.of(FLOATING)
+    shape, dtype = c.shape(), c.of(FLOATING)
     axis = draw_axes(c, len(shape))
     x = c.floats(shape, "float64", (0.0, -30.0))
     axes = tuple(axis) if isinstance(axis, list | tuple) else axis
