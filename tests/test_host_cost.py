@@ -51,7 +51,7 @@ YARDSTICK = 0.7
 NEW_TENSOR = 1.0  # torch.empty_like
 NEW_ARRAY = 0.3  # numpy.empty_like
 EMPTY_FUNCTION = 20.0  # forward and backward
-NOISE = 1.25  # of the best sample, between two runs and two kinds of processor
+NOISE = 1.4  # of the best sample, between two runs and three kinds of processor
 
 
 def held(

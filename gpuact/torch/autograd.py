@@ -33,24 +33,27 @@ def _call(backend: str, dy: Tensor) -> Call:
 
 
 class _Activation(torch.autograd.Function):
-    """An activation that learns nothing: its parameters, if it has any, are numbers."""
+    """An activation that learns nothing: its parameters, if it has any, are numbers.
+
+    What is no tensor comes as one argument and stays as one attribute: PyTorch looks at each.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, function: Function, call: Call, route: Route | None, x: Tensor, *params: float
+        ctx: Any, how: tuple[Function, Call, Route | None, Sequence[float]], x: Tensor
     ) -> Tensor:
+        function, call, route, params = how
         y = _forward(function, call, route, x, params)
         values = dict(zip(function.forward.parameters, params, strict=True)) if params else {}
-        keep = function.keep(values)
-        ctx.save_for_backward(y if keep == "y" else x)
-        ctx.function, ctx.backend, ctx.params = function, call.backend, params
+        ctx.save_for_backward(y if function.keep(values) == "y" else x)
+        ctx.how = function, call.backend, params
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor]:
+        function, backend, params = ctx.how
         (kept,) = ctx.saved_tensors
-        dx = calls.gradient(ctx.function, ctx.backend, dy, kept, ctx.params)
-        return (None, None, None, dx, *[None] * len(ctx.params))
+        return None, calls.gradient(function, backend, dy, kept, params)
 
 
 def _forward(
@@ -107,8 +110,9 @@ def activation(
     function: Function, call: Call, route: Route | None, x: Tensor, *params: Tensor | float
 ) -> Tensor:
     """route: of such a call, if there is one."""
-    step: Any = _Learned if function.sums else _Activation
-    return cast(Tensor, step.apply(function, call, route, x, *params))
+    if function.sums:
+        return cast(Tensor, cast(Any, _Learned).apply(function, call, route, x, *params))
+    return cast(Tensor, cast(Any, _Activation).apply((function, call, route, params), x))
 
 
 class _Fused(torch.autograd.Function):
