@@ -33,10 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
     (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. Compiling
-    takes long for PTX's interpreter and Triton's, and Python in them. They run every fourth case
-    of one dtype, and of each other (of tests marked `many`, of this one too) every twelfth, other
-    ones for each; of what they leave out of those others, two of three are not `slow` but `deep`,
-    the whole products. Of tests of a library they run every fourth.
+    takes long for PTX's interpreter and Triton's, and Python in them. They run every sixth case
+    of one dtype, and of each other (of tests marked `many`, of this one too) every eighteenth,
+    other ones for each, of tests marked `long` among what is slow; of what they leave out of those
+    others, two of three are not `slow` but `deep`, the whole products. Of tests of a library they
+    run every sixth.
     """
     interpreters = ("-ptx", "-interpreter")
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -50,18 +51,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif executor.endswith(interpreters) and dtype in DTYPES:
             kind = (item.location[2].partition("[")[0], executor, dtype)
             often = dtype == "float32" and not item.get_closest_marker("many")
-            step, first = (4, 0) if often else (12, list(DTYPES).index(dtype) * 3)
-            quick = seen[kind] % step == first
-            left_out = "slow" if often or seen[kind] % 3 == 1 else "deep"
+            step, first = (6, 0) if often else (18, list(DTYPES).index(dtype) * 4)
+            chosen = seen[kind] % step == first
+            quick = chosen and not item.get_closest_marker("long")
+            left_out = "slow" if chosen or often or seen[kind] % 3 == 1 else "deep"
             seen[kind] += 1
         elif lib.endswith(interpreters):
             kind = (item.location[2].partition("[")[0], lib, "")
-            quick = seen[kind] % 4 == 0
+            quick = seen[kind] % 6 == 0
             seen[kind] += 1
         else:
             quick = True
-        chosen = map(item.get_closest_marker, ("every", "slow", "deep"))
-        if not (quick or any(chosen)):
+        if not (quick or any(map(item.get_closest_marker, ("every", "slow", "deep")))):
             item.add_marker(left_out)
         if item.get_closest_marker("cuda") and not item.get_closest_marker("slow"):
             item.add_marker("gpu")

@@ -668,6 +668,7 @@ def slow_but(*quick: Any, of: Sequence[Any]) -> list[Any]:
     return [pytest.param(v, marks=() if v in quick else pytest.mark.slow, id=str(v)) for v in of]
 
 
+@pytest.mark.long
 @noisy
 @pytest.mark.many
 @pytest.mark.parametrize(

@@ -1255,6 +1255,7 @@ def test_gradients_inside_torch_are_taken_where_the_row_says_so(row: in_torch.Ro
             assert not found.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", in_torch.ROWS, ids=lambda row: row.name)
 def test_calls_inside_torch_compile_in_one_graph(
     row: in_torch.Row, monkeypatch: pytest.MonkeyPatch

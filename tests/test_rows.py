@@ -174,6 +174,7 @@ SHORT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ("float16", "float32"))
 @pytest.mark.parametrize("view", SHORT)
 def test_short_rows_that_lie_anywhere(executor, view, dtype):
@@ -254,6 +255,7 @@ def same_bits(executor: Executor, formula: str, n: int, dtype: str, count: int) 
 CASES = [(FORMULAS[k % 4], n) for k, n in enumerate(LENGTHS[1::2])]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("formula", "n"), CASES)
 def test_the_same_bits(executor, formula, n):
     same_bits(executor, formula, n, "float16", 64 if n < 2000 else 16)
@@ -382,6 +384,7 @@ BITS = [(asked, kind, n) for asked in ASKED for kind in KINDS for n in (33, 1001
 QUICK_BITS = (("cross_entropy_with_grad", "smoothing and weight", 1001),)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("asked", "kind", "n"),
     [pytest.param(*b, marks=() if b in QUICK_BITS else pytest.mark.slow) for b in BITS],
@@ -422,6 +425,7 @@ def test_awkward_rows_in_every_regime(executor, n, monkeypatch):
             run_rows(executor, formula, [x], alias=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ((1, 5, 40), (2, 130, 33), (1, 1500, 70)), ids=str)
 def test_awkward_rows_side_by_side(executor, shape, dtype):
@@ -507,6 +511,7 @@ def test_scores(executor, case, n, dtype):
 LOSSES = ({}, {"label_smoothing": 0.1, "weight": True}, {"target": "probabilities"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "n"),
     [

@@ -164,6 +164,7 @@ def columns_together(x: Array) -> Array:
     return np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", BETWEEN)
 def test_columns_that_lie_together_between_rows(executor, regimes, monkeypatch, case):
     shape, dtype, changes = BETWEEN[case]
@@ -537,6 +538,7 @@ def test_scale_of_a_gradient(executor, formula):
 # -- losses ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "kind"),
     [
@@ -562,6 +564,7 @@ def test_a_block_of_a_cluster_that_has_nothing_but_infinities(executor):
     assert not np.isnan(run_losses(executor, inputs).truth["gradient"]).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ("cluster, axis 1", "passes, axis 1", "spread, axis 1"))
 def test_losses_of_another_axis(executor, monkeypatch, case):
     shape, dtype, changes = CASES[case]

@@ -984,6 +984,7 @@ def test_dtypes_beside_the_logits_do_not_widen_the_loss():
     assert empty.shape == (0,)
 
 
+@pytest.mark.slow
 def test_numpy_arrays_in_compiled_code_are_numpys():
     compiled = torch.compile(lambda x: gpuact.relu(x.numpy()), backend="eager")
     with warnings.catch_warnings():
