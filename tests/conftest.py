@@ -30,14 +30,14 @@ CROSSED = ("cupy-on-triton", "torch-cuda-on-cupy")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Choose the quick ones of the tests that a GPU or an interpreter runs; the rest is slow.
 
-    Tests marked `every` run in each dtype on each backend or library. Of the others, what differs
+    Tests marked `every` run in each dtype on each backend or library, unless an interpreter runs
+    them and they are marked `long`, which makes them slow. Of the others, what differs
     between two dtypes, or between an array's own backend and another library's, is little: on a GPU
     (`cuda`) one dtype and each library's own backend will do, and get the mark `gpu`. Compiling
     takes long for PTX's interpreter and Triton's, and Python in them. They run every sixth case
     of one dtype, and of each other (of tests marked `many`, of this one too) every eighteenth,
-    other ones for each, of tests marked `long` among what is slow; of what they leave out of those
-    others, two of three are not `slow` but `deep`, the whole products. Of tests of a library they
-    run every sixth.
+    other ones for each; of what they leave out of those others, two of three are not `slow` but
+    `deep`, the whole products. Of tests of a library they run every sixth.
     """
     interpreters = ("-ptx", "-interpreter")
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         dtype = params.get("dtype", "float32")
         executor, lib = str(params.get("executor", "")), str(params.get("lib", ""))
-        left_out = "slow"
+        left_out, exempt = "slow", ("every", "slow", "deep")
         if item.get_closest_marker("cuda"):
             quick = dtype == "float32" and lib not in CROSSED
         elif executor.endswith(interpreters) and dtype in DTYPES:
@@ -53,7 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             often = dtype == "float32" and not item.get_closest_marker("many")
             step, first = (6, 0) if often else (18, list(DTYPES).index(dtype) * 4)
             chosen = seen[kind] % step == first
-            quick = chosen and not item.get_closest_marker("long")
+            quick = chosen
+            if item.get_closest_marker("long"):
+                quick, exempt = False, ("slow", "deep")
             left_out = "slow" if chosen or often or seen[kind] % 3 == 1 else "deep"
             seen[kind] += 1
         elif lib.endswith(interpreters):
@@ -62,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             seen[kind] += 1
         else:
             quick = True
-        if not (quick or any(map(item.get_closest_marker, ("every", "slow", "deep")))):
+        if not (quick or any(map(item.get_closest_marker, exempt))):
             item.add_marker(left_out)
         if item.get_closest_marker("cuda") and not item.get_closest_marker("slow"):
             item.add_marker("gpu")

@@ -16,6 +16,7 @@ import pytest
 from gpuact.scores import Scores
 from tests import bounds, harness, truth
 from tests.bounds import DTYPES, FORMATS, check
+from tests.calls import ROW_SHAPES
 from tests.harness import Executor, executors
 from tests.ptxrun import tritonrun
 from tests.test_backends import (
@@ -322,6 +323,19 @@ def test_passes_and_spread_agree_to_the_bit(executor, monkeypatch, formula, dtyp
             setup(executor, patch, {**NO_CLUSTERS, **changes})
             results.append(run_rows(executor, formula, operands).tobytes())
     assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_are_rounded_before_they_are_added(monkeypatch, dtype):
+    """Or else a sum's last bits would say which products the compiler took into an addition."""
+    executor = harness.make("triton-ptx", monkeypatch, run=False, capability=90)
+    for shape in ROW_SHAPES:
+        dy, y, dx = (executor.place(normal(shape, dtype)).native for _ in range(3))
+        executor.backend.rows("softmax_backward", (dy, y), dx, None, executor.empty)
+    ptx = [launch.ptx(90) for launch in executor.launches]
+    added = re.findall(r"\bfma\.rn\S* .*, (\S+);", "\n".join(ptx))
+    assert len(ptx) >= len(ROW_SHAPES)
+    assert set(added) == {"0d0000000000000000" if dtype == "float64" else "0f00000000"}
 
 
 # -- classes among the ends of rows ---------------------------------------------------------------
