@@ -5,7 +5,7 @@ same device, of the same shape and dtype. Lists and numbers count as NumPy array
 bfloat16, float32, float64; half types compute in float32 and round once. Integers and bools are
 taken as float32 unless a function says otherwise. Parameters enter in the precision of the
 computation and never widen the result. Any shape, 0-d and empty ones too, and any strides. NaN in
-gives NaN out. `out` receives the result and is returned; it may be x itself.
+x gives NaN out. `out` receives the result and is returned; it may be x itself.
 
 Errors are in units in the last place (ulp) of the exact value, on whatever backend, and held by the
 tests; float32 and bfloat16 results below 2⁻¹²⁶ may be 0 on a GPU instead.

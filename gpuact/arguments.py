@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from numbers import Real
 from operator import index
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from .libraries import FLOATING, HALF, Library, dtype_name, library_of, word
 
 INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+UNDECIDED = 50_000  # combinations of steps, tried in milliseconds, after which strides are refused
 
 
 def _masked(x: Any) -> bool:
@@ -237,6 +239,35 @@ def output(
         raise ValueError(f"{name}: shape {tuple(out.shape)} came, the result has {tuple(shape)}")
     if not library.writable(out):
         raise ValueError(f"{name}: a read-only array came, allowed is a writable one")
-    strides = zip(out.shape, library.strides(out), strict=True)
-    if 0 not in out.shape and any(n > 1 and step == 0 for n, step in strides):
-        raise ValueError(f"{name}: a broadcast view came, whose elements share their places")
+    strides = library.strides(out)
+    if 0 not in out.shape and _overlaps(out.shape, strides, library.itemsize(out)):
+        raise ValueError(
+            f"{name}: shape {tuple(out.shape)} came with strides of {strides} bytes, by which "
+            "elements share their places, allowed is an array in which each has its own"
+        )
+
+
+def _overlaps(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+    """Whether two elements share a byte; also where it would take too long to say."""
+    axes, reaches, reach = [], [], itemsize - 1
+    for step, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        axes.append((step, n))
+        reaches.append(reach)  # what the axes with smaller steps can make up for
+        reach += step * (n - 1)
+    if all(step > reach for (step, _), reach in zip(axes, reaches, strict=True)):
+        return False
+    # How far apart two elements are, axis by axis, as long as the axes left can bring them together
+    apart = {(0, False)}  # bytes, and whether they are two
+    for (step, n), reach in zip(reversed(axes), reversed(reaches), strict=True):
+        if step == 0:
+            return True
+        steps = (
+            (far + step * k, two or k != 0)
+            for far, two in apart
+            for k in range(max(-n + 1, -((reach + far) // step)), min(n, (reach - far) // step + 1))
+        )
+        found = list(islice(steps, UNDECIDED))
+        if len(found) == UNDECIDED:
+            return True
+        apart = set(found)
+    return any(two for _, two in apart)

@@ -751,6 +751,10 @@ def check_loss(
         raise ValueError(
             f"softcap: {softcap} came, allowed is what {computed} holds: {least:.2g} to {most:.2g}"
         )
+    if z_loss > most / 2:
+        raise ValueError(
+            f"z_loss: {z_loss} came, allowed is what {computed} holds twice: up to {most / 2:.2g}"
+        )
     if not integers and ignore_index >= 0:
         raise ValueError(
             f"ignore_index: {ignore_index} came with a target of probabilities, which has no "

@@ -164,9 +164,14 @@ def affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
     return x if bias is None else x + bias
 
 
+def remaining(a: Array, drop: Array | None) -> Array:
+    """0 where dropped, whatever was there."""
+    return a if drop is None else where(drop, np.zeros_like(a), a)
+
+
 def masked(a: Array, drop: Array | None, kept: float) -> Array:
-    """0 where dropped, whatever was there; the others times `kept`."""
-    return a if drop is None else where(drop, np.zeros_like(a), a * a.dtype.type(kept))
+    """0 where dropped; the others times `kept`."""
+    return a if drop is None else remaining(a * a.dtype.type(kept), drop)
 
 
 def fused(
@@ -211,16 +216,16 @@ def fused_backward(
     a = u
     if forward is not None and ("y" in reads or "gate" in wanted):
         a = forward(u, *slopes)
-    found = {}
-    if "gate" in wanted:
-        found["gate"] = dy * masked(a, drop, kept)
-    da = masked(dy if gate is None else dy * gate, drop, kept)
+    da = dy if gate is None else dy * gate
+    if drop is not None:
+        da = da * da.dtype.type(kept)
     if backward is None:
         du = da
     elif "dy" in reads:
         du = backward(da, a if "y" in reads else u, *slopes)
     else:
         du = da * backward(u, *slopes)
+    found = {}
     if "x" in wanted:
         found["x"] = du if scale is None else linear_backward(du, scale)
     if "scale" in wanted:
@@ -229,6 +234,9 @@ def fused_backward(
         found["bias"] = linear_dbias(du)
     if "slope" in wanted:
         found["slope"] = prelu_dweight(da, u)
+    found = {name: remaining(gradient, drop) for name, gradient in found.items()}
+    if "gate" in wanted:
+        found["gate"] = dy * masked(a, drop, kept)
     return found
 
 

@@ -81,8 +81,7 @@ def worst_known(formula: str) -> list[float]:
 
 def operands(formula: str, dtype: str, stride: int = 1) -> Iterator[list[Array]]:
     """A sweep of x or y (or dy alone) with every combination of the others, as stored in dtype."""
-    names = operand_names(formula)
-    swept = next((name for name in names if name in "xy"), names[0])
+    swept, _ = exhaustive.roles(formula)
     values = sweep(dtype, stride)
     if dtype == "float32":
         values = np.concatenate([values, np.array(worst_known(formula), np.float32)])
@@ -91,7 +90,7 @@ def operands(formula: str, dtype: str, stride: int = 1) -> Iterator[list[Array]]
             values = values[~(np.abs(values) > 1)]  # there is no such y, and y·y may overflow
     choices = [
         [values] if n == swept else OTHERS[n] + exhaustive.OTHERS[n] * (dtype == "float32")
-        for n in names
+        for n in operand_names(formula)
     ]
     for chosen in product(*(dict.fromkeys(c) if isinstance(c, tuple) else c for c in choices)):
         yield np.broadcast_arrays(*(np.asarray(v, DTYPES[dtype]) for v in chosen))
@@ -223,9 +222,8 @@ def _cell(line: dict[str, Any]) -> str:
         return f"{line['share']:.2g} (n = {line['at']['n']})"
     if not line["bound"]:
         return "0"
-    names = line["at"]
-    swept = next((name for name in names if name in "xy"), next(iter(names)))
-    where = f", {swept} = {_number(names[swept])}" if line["ulp"] else ""
+    swept, _ = exhaustive.roles(line["of"])
+    where = f", {swept} = {_number(line['at'][swept])}" if line["ulp"] else ""
     return f"{line['bound']:.3g} ({line['ulp']:.3g}{where})"
 
 

@@ -29,12 +29,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from inspect import getsource, isfunction
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpuact import reference
 from tests import host, truth
 from tests.bounds import BOUNDS, FLUSHED, FLUSHING, operand_names
 from tests.truth import Array
@@ -42,8 +44,8 @@ from tests.truth import Array
 RECORD = Path(__file__).parent / "records" / "float32.json"
 LOG = Path("build") / "exhaustive.jsonl"
 ROOT = Path(__file__).parents[1]
-SOURCES = {  # family → what its results follow from
-    "numpy": ("gpuact/reference.py",),
+SOURCES = {  # family → files that its results follow from; of NumPy's, what is swept of it
+    "numpy": (),
     "host": ("kernels/cupy/formulas.cuh",),
     "cupy": ("kernels/cupy/formulas.cuh", "kernels/cupy/elementwise.py"),
     "triton": ("kernels/triton/formulas.py", "kernels/triton/elementwise.py"),
@@ -84,11 +86,16 @@ class Sweep:
         return [values if n == self.swept else fixed[n] for n in operand_names(self.formula)]
 
 
+def roles(formula: str) -> tuple[str, list[str]]:
+    """The operand that is swept, x or y or dy alone, and the others."""
+    names = operand_names(formula)
+    swept = next((name for name in names if name in "xy"), names[0])
+    return swept, [name for name in names if name != swept]
+
+
 def _sweeps() -> Iterator[Sweep]:
     for formula in BOUNDS:
-        names = operand_names(formula)
-        swept = next((name for name in names if name in "xy"), names[0])
-        fixed = [name for name in names if name != swept]
+        swept, fixed = roles(formula)
         for values in product(*(OTHERS[name] for name in fixed)):
             yield Sweep(formula, swept, tuple(zip(fixed, values, strict=True)))
 
@@ -214,8 +221,23 @@ def one_slice(family: str, name: str, index: int, count: int = SLICE) -> dict[st
 
 @cache
 def sources(family: str) -> str:
-    texts = (ROOT / name for name in SOURCES[family])
-    return hashlib.sha256(b"".join(path.read_bytes() for path in texts)).hexdigest()[:16]
+    """A hash of the text that a family's results follow from."""
+    texts = [(ROOT / name).read_bytes() for name in SOURCES[family]]
+    if family == "numpy":
+        texts = [text.encode() for text in _reference()]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+
+
+def _reference() -> list[str]:
+    """The text of every function of the reference that a sweep calls, by their names' order."""
+    found: dict[str, str] = {}
+    names = [sweep.formula for sweep in SWEEPS.values()]
+    for name in names:  # which grows by what is called in turn
+        function = vars(reference).get(name)
+        if isfunction(function) and name not in found:
+            found[name] = getsource(function).rstrip() + "\n"
+            names += function.__code__.co_names
+    return [found[name] for name in sorted(found)]
 
 
 # -- the command ----------------------------------------------------------------------------------

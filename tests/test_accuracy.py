@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import Future
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gpuact import reference
 from tests import accuracy, exhaustive, harness, host, truth
-from tests.bounds import BOUNDS, DTYPES, check, compute_dtype, stated, ulp
+from tests.bounds import BOUNDS, DTYPES, check, compute_dtype, operand_names, stated, ulp
 from tests.exhaustive import SLICE, SWEEPS
+from tests.truth import Array
 
 HALVES = ("float16", "bfloat16")
 WHOLE = ("numpy", "host")  # families whose record of all float32 there must be
@@ -33,6 +37,28 @@ def within(line: dict[str, Any]) -> None:
     assert accuracy.breaches([line]) == []
 
 
+def patterns(formula: str, dtype: str) -> Array:
+    """Of a half type, the bits of all that the swept operand may be: y beyond 1 is relu's alone."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    if "y" not in operand_names(formula) or formula == "relu_backward":
+        return bits
+    one, infinity = (np.array(a, DTYPES[dtype]).view(np.uint16) for a in (1, np.inf))
+    size = bits & 0x7FFF
+    return bits[(size <= one) | (size > infinity)]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("formula", BOUNDS)
+def test_every_value_of_a_half_type_is_swept(formula, dtype):
+    swept, others = exhaustive.roles(formula)
+    at, found = operand_names(formula).index(swept), set()
+    for given in accuracy.operands(formula, dtype):
+        assert np.array_equal(given[at].view(np.uint16), patterns(formula, dtype))
+        found.add(tuple(float(a[0]) for k, a in enumerate(given) if k != at))
+    choices = (np.array(accuracy.OTHERS[name], DTYPES[dtype]) for name in others)
+    assert found == set(product(*(map(float, values) for values in choices)))
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("formula", BOUNDS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -41,8 +67,8 @@ def test_every_value_of_a_half_type(family, formula, dtype, monkeypatch):
     if family != "host":
         executor = harness.make(accuracy.executor_of(family), monkeypatch)
     found = accuracy.elementwise(executor, formula, dtype)
-    swept = "y" in accuracy.operand_names(formula) and formula != "relu_backward"
-    assert found["inputs"] % (1 << 16) == 0 or swept
+    choices = prod(len(accuracy.OTHERS[name]) for name in exhaustive.roles(formula)[1])
+    assert found["inputs"] == len(patterns(formula, dtype)) * choices
     within(found)
 
 
@@ -138,11 +164,22 @@ def test_the_record_covers_all_float32():
     record = json.loads(exhaustive.RECORD.read_text())
     assert set(WHOLE) <= set(record)
     for family, of in record.items():
+        assert of["sources"] == exhaustive.sources(family), f"{family} changed: make exhaustive"
         assert set(of["sweeps"]) == set(SWEEPS)
         for name, found in of["sweeps"].items():
             assert found["inputs"] == len(SWEEPS[name].slices) * SLICE
             assert found["ulp"] <= exhaustive.bound(family, name)
     assert {len(s.slices) * SLICE for s in SWEEPS.values() if s.swept != "y"} == {1 << 32}
+
+
+def test_the_record_is_of_what_is_swept(monkeypatch):
+    """Another formula, or helper of one, makes other sources; what is not swept does not."""
+    swept = {s.formula for s in SWEEPS.values()} | {"where"}
+    for name in (*swept, "fused_backward", "softmax", "philox"):
+        with monkeypatch.context() as patch:
+            patch.setattr(reference, name, lambda *args: 0)
+            changed = exhaustive.sources.__wrapped__("numpy") != exhaustive.sources("numpy")
+            assert changed == (name in swept), name
 
 
 def test_a_y_is_swept_from_minus_1_to_1():

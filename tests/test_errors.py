@@ -641,7 +641,21 @@ CASES: dict[str, Case] = {
             X, out=np.lib.stride_tricks.as_strided(out, (2, 3), (0, 4), writeable=True)
         ),
         ValueError,
-        "out: a broadcast view came",
+        r"out: shape .* came with strides of .* bytes, by which elements share",
+    ),
+    "out whose rows overlap": (
+        lambda out: gpuact.relu(
+            X, out=np.lib.stride_tricks.as_strided(out, (2, 3), (8, 4), writeable=True)
+        ),
+        ValueError,
+        r"out: shape \(2, 3\) came with strides of \(8, 4\) bytes, by which elements share",
+    ),
+    "out whose elements overlap": (
+        lambda out: gpuact.relu(
+            X, out=np.lib.stride_tricks.as_strided(out, (2, 3), (12, 2), writeable=True)
+        ),
+        ValueError,
+        r"out: shape \(2, 3\) came with strides of \(12, 2\) bytes, by which elements share",
     ),
     "out a list": (
         lambda out: gpuact.relu(X, out=out.tolist()),
@@ -814,6 +828,11 @@ CASES: dict[str, Case] = {
         lambda out: gpuact.cross_entropy(Z, T, z_loss=np.inf),
         ValueError,
         "z_loss: inf came",
+    ),
+    "z_loss beyond float32": (
+        lambda out: gpuact.cross_entropy(Z.astype(np.float32), T, z_loss=2e38),
+        ValueError,
+        r"z_loss: 2e\+38 came, allowed is what float32 holds twice: up to 1.7e\+38",
     ),
     "z_loss None": (
         lambda out: gpuact.cross_entropy(Z, T, z_loss=None),
@@ -1260,7 +1279,7 @@ def _torch_cases() -> dict[str, Case]:
         "out expanded": (
             lambda out: gpuact.relu(x, out=out[:1].expand(2, 3)),
             ValueError,
-            "out: a broadcast view came",
+            r"out: shape .* came with strides of .* bytes, by which elements share",
         ),
         "sparse": (
             lambda out: gpuact.relu(x.to_sparse(), out=out),

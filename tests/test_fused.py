@@ -162,24 +162,26 @@ class Case:
             keep = self.keep()
             da = np.where(keep == 0, 0, e * keep)
             du = np.where((da_du == 0) & ~np.isnan(da), 0, da * da_du)
-            return {
+            terms = {
                 "x": du * (1 if self.scale is None else self.wide(self.scale)),
-                "gate": truth.long(dy) * np.where(keep == 0, 0, a * keep),
                 "scale": du * truth.long(self.x),
                 "bias": du,
                 "slope": np.where(u > 0, 0, da * u),
             }
+            terms = {name: np.where(keep == 0, 0, term) for name, term in terms.items()}
+            terms["gate"] = truth.long(dy) * np.where(keep == 0, 0, a * keep)
+            return terms
 
     def errors(self, dy: Array) -> dict[str, Array]:
         """How far off the elements of `forward` (as "y") and of `backward` may be.
 
-        u is rounded twice at most, act and act' are good to 8 ulp, or to a hundredth of a half
+        u is rounded twice at most, act and act' are good to FUSED ulp, or to a hundredth of a half
         type's if x is one, and |act''| <= 2 |act'|; each product or sum behind that costs half an
         ulp. A gradient has u as the stored x makes it.
         """
         dtype = str(self.x.dtype)
         unit = LONG(2) ** (1 - FORMATS[compute_dtype(dtype)].digits)
-        good = 8 * unit if dtype == compute_dtype(dtype) else LONG(2) ** -18
+        good = bounds.FUSED * unit if dtype == compute_dtype(dtype) else LONG(2) ** -18
         with np.errstate(all="ignore"):
             u, a, slope = (np.abs(v) for v in self.inner())
             x, dy = np.abs(truth.long(self.x)), np.abs(truth.long(dy))
@@ -187,10 +189,11 @@ class Case:
             bias = np.abs(self.wide(0.0 if self.bias is None else self.bias))
             gate = np.abs(truth.long(1 if self.gate is None else self.gate))
             residual = np.abs(truth.long(0 if self.residual is None else self.residual))
+            keep = self.keep()
+            u, a, slope, x, dy = (np.where(keep == 0, 0, v) for v in (u, a, slope, x, dy))
             in_u = unit * (x * scale + bias)
             in_a = slope * in_u + good * a + TINY
             in_slope = slope * (2 * in_u + good) + TINY
-            keep = self.keep()
             da = dy * gate * keep
             in_du = da * (in_slope + 2 * unit * slope)
             return {
@@ -583,21 +586,23 @@ def test_the_mask_is_the_same_everywhere(executor, size):
         assert ((out.numpy() == 0) == reference.dropped(0, size, DROPOUT)).all()
 
 
-def test_what_is_dropped_is_zero_whatever_it_was(executor, dtype):
-    x = np.tile(np.array([np.nan, np.inf, -np.inf, 1.0], DTYPES[dtype]), 50)
-    case = Case("linear", x, dropout=DROPOUT)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_dropped_is_zero_whatever_it_was(executor, activation, dtype):
+    """And so is its gradient, on its own and in sums."""
+    rng = np.random.default_rng(5)
+    one = (1, 1, 8)
+    kinds = {"scale": one, "bias": one, "gate": True, "dropout": DROPOUT}
+    if activation == "prelu":
+        kinds["slope"] = one
+    case = case_of(activation, some(rng, SHAPE, dtype), kinds, dtype)
+    dy, mask = some(rng, SHAPE, dtype), case.keep() == 0
+    case.x[mask] = np.resize([np.nan, np.inf, -np.inf, 1.0], mask.sum())
     run(executor, case)
-    placed, out = executor.place(x), executor.place(np.empty_like(x), blank=True)
-    nothing = (None, None, None)
-    ones_ = executor.place(np.ones_like(x))
-    executor.backend.fused_backward(
-        case.fusion, placed.native, ones_.native, nothing, None, out.native, None, nothing,
-        executor.empty,
-    )  # fmt: skip
-    mask = reference.dropped(0, x.size, DROPOUT)
-    got = out.numpy()
-    assert (got[mask] == 0).all()
-    assert (np.isnan(got) == (np.isnan(x) & ~mask)).all()
+    for special in (1.0, np.nan, np.inf):
+        dy[mask] = special
+        got = run_backward(executor, case, dy, [k for k in ("x", *case.given) if k != "gate"])
+        assert (got["x"][mask] == 0).all()
+        assert all(np.isfinite(a).all() for a in got.values())
 
 
 def test_nan_and_infinity_pass_as_through_the_activation(executor):

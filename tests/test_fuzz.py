@@ -1,4 +1,4 @@
-"""Random calls of the whole public API: some here, a million in the record, and the fuzzer itself.
+"""Random calls of the public functions: some here, a million in the record, and the fuzzer itself.
 
 `python -m tests.fuzz` is what makes and judges them; what it found is held below in plain tests.
 """
@@ -44,8 +44,6 @@ def test_many_calls():
 
 
 def test_the_record_says_a_million_calls_and_no_finding():
-    if not RECORD.exists():
-        pytest.skip("no run is recorded")
     found = json.loads(RECORD.read_text())
     assert found["calls"] >= 1_000_000
     assert sum(found["outcomes"].values()) == found["calls"]
@@ -53,8 +51,18 @@ def test_the_record_says_a_million_calls_and_no_finding():
 
 
 def test_every_public_name_is_called():
-    names = {target.name for target in fuzz.targets_of_gpuact()}
+    names = {target.name for target in fuzz.Fuzz(["numpy"]).of["numpy"]}
     assert names == {*gpuact.__all__} - {"BackendError"}
+
+
+def test_every_function_and_layer_of_torch_is_called():
+    torch_or_skip()
+    from gpuact.torch import functional, nn
+
+    names = {target.name for target in fuzz.Fuzz(["torch"]).of["torch"] if target.only}
+    layers = {*nn.__all__} - {"Converted", "convert"}
+    expected = {f"functional.{n}" for n in functional.__all__} | {f"nn.{n}" for n in layers}
+    assert names == expected
 
 
 def test_a_call_is_made_again_by_its_seed(capsys):
@@ -157,17 +165,11 @@ def test_what_is_planted_is_found(plant, what, detail):
     assert not sound.findings
 
 
-def perturbed(result: Any) -> Any:
-    """The last element of the last result off by some parts of a hundred."""
-    if isinstance(result, dict):
-        return {name: perturbed(value) for name, value in result.items()}
-    if isinstance(result, tuple):
-        return (*result[:-1], perturbed(result[-1]))
+def perturbed(entry: Any) -> None:
+    """Its last element off by some parts of a hundred."""
+    last = tuple(n - 1 for n in entry.shape)
     with np.errstate(all="ignore"):
-        if isinstance(result, np.ndarray) and result.size and result.flags.writeable:
-            last = result[tuple(n - 1 for n in result.shape)]
-            result[tuple(n - 1 for n in result.shape)] = last + last / 16 + 1
-    return result
+        entry[last] += entry[last] / 16 + 1
 
 
 NUMBERS = [t.name for t in fuzz.targets_of_gpuact() if t.name not in fuzz.LIBRARYLESS]
@@ -175,11 +177,72 @@ NUMBERS = [t.name for t in fuzz.targets_of_gpuact() if t.name not in fuzz.LIBRAR
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_values_of_every_function_are_judged(name):
-    function = getattr(gpuact, name)
-    plant = {name: lambda *args, **options: perturbed(function(*args, **options))}
-    report = fuzz.here(30, 8, fuzz.Fuzz(["numpy"], plant))
-    wrong = [found for _, found in report.findings if found.what == "wrong"]
-    assert any("ulp" in found.detail or "came out" in found.detail for found in wrong)
+    """Each of several results on its own."""
+    seen, noticed, at = set(), set(), None
+
+    def plant(*args: Any, **options: Any) -> Any:
+        nonlocal at
+        result = getattr(gpuact, name)(*args, **options)
+        several = result if isinstance(result, dict) else {"": result}
+        if isinstance(result, tuple):
+            several = dict(enumerate(result))
+        seen.update(several)
+        at = next(
+            (n for n, a in several.items() if n not in noticed and a.size and a.flags.writeable),
+            None,
+        )
+        if at is not None:
+            perturbed(several[at])
+        return result
+
+    fuzzer = fuzz.Fuzz(["numpy"], {name: plant})
+    for k in range(150):
+        at = None
+        for _, found in fuzz.here(1, 8, fuzzer, k).findings:
+            if found.what == "wrong" and ("ulp" in found.detail or "came out" in found.detail):
+                noticed.add(at)
+    assert noticed == seen
+
+
+LEARNED = {  # of the others the first argument alone has a gradient
+    "linear": {"x", "scale", "bias"},
+    "prelu": {"x", "weight"},
+    "functional.prelu": {"x", "weight"},
+    "nn.PReLU": {"x", "weight"},
+    "fused": {"x", "scale", "bias", "weight", "gate", "residual"},
+}
+
+
+def gradients_noticed(target: Any, expected: set[str]) -> set[str]:
+    """Arguments whose gradient was noticed when it, and no other, was twice as large."""
+    noticed, at = set[str](), ""
+
+    def plant(**args: Any) -> Any:
+        nonlocal at
+        own = {target.rename.get(n, n): a for n, a in args.items()}
+        learned = (n for n, a in own.items() if getattr(a, "requires_grad", False))
+        at = next((n for n in learned if n not in noticed), "")
+        if at:
+            own[at].register_hook(lambda gradient: 2 * gradient)
+        return target.call(**args)
+
+    fuzzer = fuzz.Fuzz(["torch"], {target.name: plant})
+    for k in range(600):
+        for _, found in fuzz.here(1, 9, fuzzer, k).findings:
+            if found.what == "wrong" and f"the gradient of {at}: " in found.detail:
+                noticed.add(at)
+        if noticed == expected:
+            break
+    return noticed
+
+
+def test_gradients_of_every_function_are_judged():
+    torch_or_skip()
+    for target in {t.name: t for t in fuzz.Fuzz(["torch"]).of["torch"]}.values():
+        if target.gradient is not None:
+            first = "logits" if "cross" in target.name.lower() else "x"
+            expected = LEARNED.get(target.name, {first})
+            assert gradients_noticed(target, expected) == expected, target.name
 
 
 CALLS = 9  # of which one or two are as the plants want it: a process takes a second to begin

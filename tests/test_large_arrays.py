@@ -21,7 +21,7 @@ import pytest
 import gpuact
 from gpuact import reference
 from gpuact.fusion import Dropout, Fusion
-from tests import harness
+from tests import bounds, harness, truth
 from tests.bounds import DTYPES
 from tests.harness import Executor, executors
 from tests.libraries import Library, libraries
@@ -194,64 +194,55 @@ def native(executor: Executor, x: Array | None) -> Any:
     return x if x is None or executor.name == "cupy-ptx" else _tensor(x)
 
 
-def close(found: Array, want: Array, dtype: str) -> None:
-    tolerance = 2e-5 if dtype == "float32" else 2e-2
-    found, want = (np.asarray(a, np.float64) for a in (found, want))
-    np.testing.assert_allclose(found, want, tolerance, tolerance)
-
-
 def run_rows(executor: Executor, layout: str, dtype: str, backwards: bool = False) -> None:
     kind = dtype_of(dtype)
     x, dy = (normal(layout, dtype, seed) for seed in (0, 1))
-    e = np.exp(x.astype(float) - x.max(1, keepdims=True).astype(float))
-    y, g = (e / e.sum(1, keepdims=True)).astype(kind), dy.astype(float)
-    z = y.astype(float)
-    for formula, operands, want in (
-        ("softmax", [x], e / e.sum(1, keepdims=True)),
-        ("softmax_backward", [dy, y], z * (g - (z * g).sum(1, keepdims=True))),
-        ("log_softmax", [x], np.log(e / e.sum(1, keepdims=True))),
-    ):
+    y = truth.softmax(x).astype(np.float64).astype(kind)
+    given_to = {"softmax": [x], "softmax_backward": [dy, y], "log_softmax": [x]}
+    for formula, operands in given_to.items():
+        value = truth.ROWS[formula](*operands)
+        allowed = bounds.rows(formula, dtype, operands, value)
         given = [far(layout, kind, a, backwards) for a in operands]
         out = far(layout, kind, None, backwards)
-        to = native(executor, out)
         arrays = tuple(native(executor, a) for a in given)
-        executor.backend.rows(formula, arrays, to, None, executor.empty)
-        close(out, want, dtype)
+        executor.backend.rows(formula, arrays, native(executor, out), None, executor.empty)
+        bounds.check(out, value, allowed, dtype, formula)
         executor.backend.rows(formula, arrays, arrays[0], None, executor.empty)  # over an input
-        close(given[0], want, dtype)
+        bounds.check(given[0], value, allowed, dtype, formula)
 
 
 def run_losses(executor: Executor, layout: str, dtype: str, probabilities: bool) -> None:
     kind = dtype_of(dtype)
     x = normal(layout, dtype)
     outer, n, inner = x.shape
-    z = x.astype(float) - x.max(1, keepdims=True).astype(float)
-    lse = np.log(np.exp(z).sum(1)) + x.max(1).astype(float)
     t = classes(x)
-    q = np.zeros(x.shape)
-    np.put_along_axis(q, t[:, None], 1.0, 1)
     if probabilities:
-        q = 0.5 * q + 0.5 / n
-        q = q.astype(kind).astype(float)
-    loss = (q * (lse[:, None] - x.astype(float))).sum(1)
-    gradient = np.exp(x.astype(float) - lse[:, None]) * q.sum(1, keepdims=True) - q
+        t = (0.5 * (np.arange(n)[:, None] == t[:, None]) + 0.5 / n).astype(kind)
     logits, dlogits = native(executor, far(layout, kind, x)), far(layout, kind)
-    target = native(executor, far(layout, kind, q) if probabilities else t)
+    target = native(executor, far(layout, kind, t) if probabilities else t)
     rows = [executor.place(np.ones((outer, inner), np.float32)) for _ in range(3)]
     scale, losses, log_sums = rows
     how: dict[str, Any] = {"ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0}
-    how |= {"softcap": 0.0, "empty": executor.empty}
-    to, backend = native(executor, dlogits), executor.backend
+    how |= {"softcap": 0.0}
+
+    def check(name: str, found: Array, lse: Array | None = None) -> None:
+        """lse: what a gradient was made from."""
+        of = truth.cross_entropy(x, t, None, **how, lse=lse)
+        plain, family, stored = not probabilities, executor.family, str(found.dtype)
+        error = bounds.cross_entropy(of, family, dtype, plain, from_lse=lse is not None)[name]
+        bounds.check(found, of[name], error + bounds.stored(of[name], stored), stored, name)
+
+    to, backend, empty = native(executor, dlogits), executor.backend, executor.empty
     given = (logits, target, None)
-    backend.cross_entropy(*given, losses.native, log_sums.native, **how)
-    close(losses.numpy(), loss, dtype)
-    close(log_sums.numpy(), lse, dtype)
-    backend.cross_entropy_backward(scale.native, *given, log_sums.native, to, **how)
-    close(dlogits, gradient, dtype)
+    backend.cross_entropy(*given, losses.native, log_sums.native, **how, empty=empty)
+    check("loss", losses.numpy())
+    check("lse", log_sums.numpy())
+    backend.cross_entropy_backward(scale.native, *given, log_sums.native, to, **how, empty=empty)
+    check("gradient", dlogits, log_sums.numpy())
     dlogits[...] = np.nan
-    backend.cross_entropy_with_grad(scale.native, *given, losses.native, to, **how)
-    close(dlogits, gradient, dtype)
-    close(losses.numpy(), loss, dtype)
+    backend.cross_entropy_with_grad(scale.native, *given, losses.native, to, **how, empty=empty)
+    check("gradient", dlogits)
+    check("loss", losses.numpy())
 
 
 QUICK = {

@@ -318,6 +318,29 @@ def test_integers(lib, name, x, kind):
     untouched(placed)
 
 
+@for_all(
+    "numpy",
+    axes=st.lists(st.tuples(st.integers(1, 4), st.integers(-9, 9)), max_size=4),
+    item=st.sampled_from((1, 2)),
+)
+def test_an_out_whose_elements_share_places_is_refused(lib, axes, item):
+    """item: of two units of the strides, or one."""
+    shape, steps = tuple(n for n, _ in axes), tuple(s for _, s in axes)
+    begins = sum((s * np.indices(shape)[k] for k, s in enumerate(steps)), np.zeros(shape, int))
+    units = (begins.reshape(-1, 1) + np.arange(item)).ravel()
+    room = np.zeros(400, np.float16)
+    first = room[200:].view(DTYPES["float16" if item == 1 else "float32"])
+    out = np.lib.stride_tricks.as_strided(first, shape, tuple(2 * s for s in steps))
+    x = np.arange(1, 1 + begins.size, dtype=out.dtype).reshape(shape)
+    if len(set(units)) < units.size:
+        with pytest.raises(ValueError, match="by which elements share their places"):
+            gpuact.relu(x, out=out)
+        assert not room.any()
+    else:
+        gpuact.relu(x, out=out)
+        assert (out == x).all()
+
+
 # -- elementwise functions ------------------------------------------------------------------------
 
 

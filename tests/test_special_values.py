@@ -813,12 +813,18 @@ def verify_tails(compute: Compute, rows: Callable[..., Array], who: Any, dtype: 
         allowed = bounds.elementwise(formula, "numpy", dtype, [x], value)  # has no floor
         for got in compute(formula, [x], []):
             verify_tail(got, value, allowed, who.family, f"{formula} {who.name}")
-    x = np.array([[0, -FAR[dtype], -np.inf]]).astype(DTYPES[dtype])[:, :, None]
-    value = truth.softmax(x)
     floor = bounds.FLUSHED if compute_dtype(dtype) == "float32" else 0
-    allowed = bounds.rows("softmax", dtype, [x], value) - floor
-    got = rows(who, "softmax", [x]).ravel()[1:2]
-    verify_tail(got, value.ravel()[1:2], allowed.ravel()[1:2], who.family, f"softmax {who.name}")
+    least = 2.0 ** FORMATS[dtype].least
+    for formula, *operands in (  # the second element is subnormal
+        ("softmax", (0, -FAR[dtype], -np.inf)),
+        ("softmax_backward", (0, 0.25, 0), (1, 1.5 * least, 0)),
+        ("log_softmax_backward", (0, 0.375 * least, 0), (0, -20000, -20000)),
+    ):
+        arrays = [np.array([a]).astype(DTYPES[dtype])[:, :, None] for a in operands]
+        value = truth.ROWS[formula](*arrays)
+        allowed = bounds.rows(formula, dtype, arrays, value) - floor
+        got, value, allowed = (a.ravel()[1:2] for a in (rows(who, formula, arrays), value, allowed))
+        verify_tail(got, value, allowed, who.family, f"{formula} {who.name}")
 
 
 @every

@@ -157,6 +157,30 @@ def test_gradcheck_of_fused(lib, activation, drop):
 
 
 @on_torch
+@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
+def test_what_is_dropped_leaves_derivatives_of_every_order_alone(lib, activation):
+    values = [leaf(lib, shape, seed) for seed, shape in enumerate(((2, 8), (8,), (8,), (8,)))]
+    drop, names = gpuact.Dropout(0.4, seed=5), ["scale", "bias"]
+    names += ["weight"] if activation == "prelu" else []
+    ones = gpuact.fused(torch.ones_like(values[0]), "linear", dropout=drop)
+    assert (ones == 0).any()
+
+    def derivatives(x: Tensor) -> list[Tensor]:
+        leaves = [v.detach().requires_grad_() for v in (x, *values[1 : 1 + len(names)])]
+        options = dict(zip(names, leaves[1:], strict=True))
+        y = gpuact.fused(leaves[0], activation, dropout=drop, **options)
+        first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(d.sin().sum() for d in first), leaves)
+        return [*first, *second]
+
+    for special in (torch.nan, torch.inf):
+        wild = torch.where(ones == 0, special, values[0].detach())
+        tame = torch.where(ones == 0, 1.0, values[0].detach())
+        for a, b in zip(derivatives(wild), derivatives(tame), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@on_torch
 @pytest.mark.parametrize("name", ["sigmoid", "prelu, per channel", "softmax, middle", "linear"])
 def test_incoming_gradients_of_any_strides(lib, name):
     """Expanded (from sum), transposed, strided and misaligned dy give what a dense one gives."""

@@ -441,8 +441,6 @@ class Parts:
         )
         self.shapes = [p.shape if isinstance(p, Tensor) else (1,) * x.ndim for p in params]
         self.dtypes = [p.dtype if isinstance(p, Tensor) else x.dtype for p in params]
-        u = self.x if self.scale is None else self.x * self.scale
-        u = u if self.bias is None else u + self.bias
         self.mask, self.factor = None, 1.0
         drop = _dropout(*dropout)
         if drop is not None:
@@ -450,7 +448,12 @@ class Parts:
             nothing = (None,) * 5 + (None,) * 3
             kept = call("fused", ones, "linear", *nothing, *dropout, backend)
             self.mask, self.factor = kept != 0, drop.scale
-            u = torch.where(self.mask, u, 0.0)  # what is dropped is 0 whatever it was, NaN too
+            # What is dropped is 0 whatever it was, NaN too, and so is its gradient.
+            self.x = torch.where(self.mask, self.x, 0.0)
+        u = self.x if self.scale is None else self.x * self.scale
+        u = u if self.bias is None else u + self.bias
+        if self.mask is not None:
+            u = torch.where(self.mask, u, 0.0)
         self.u = u
         if activation == "linear":
             self.a = u

@@ -30,8 +30,16 @@ struct Dropout {
   unsigned last;
   C scale;
 
-  __device__ C operator()(C a, unsigned word) const { return word <= last ? C(0) : a * scale; }
+  __device__ C operator()(C a, unsigned word) const { return remaining(a * scale, word); }
   __device__ C operator()(C a, Absent) const { return a; }
+
+  // 0 where dropped, whatever was there.
+  __device__ C remaining(C a, unsigned word) const { return word <= last ? C(0) : a; }
+  __device__ C remaining(C a, Absent) const { return a; }
+
+  // Of what is to be `remaining` later.
+  __device__ C scaled(C a, unsigned) const { return a * scale; }
+  __device__ C scaled(C a, Absent) const { return a; }
 };
 
 // The words of a pack, an operand that is nowhere in memory. Elements are in C order.

@@ -228,16 +228,16 @@ struct Columns {
         const auto slope = slopes.value(k, j);
         const auto word = words.value(k, j);
         const C u = affine(x, scale, biases.value(k, j));
-        const C da = dropout(affine(dy, gates.value(k, j), Absent{}), word);
+        const C da = dropout.scaled(affine(dy, gates.value(k, j), Absent{}), word);
         const C du = back(da, u, slope);
         const bool counts = WHOLE || (i + j >= 0 && i + j < n);
-        dx_pack.of[j] = as<DX>(affine(du, scale, Absent{}));
+        dx_pack.of[j] = as<DX>(dropout.remaining(affine(du, scale, Absent{}), word));
         if (WRITES_DGATE) {
           dgate_pack.of[j] = as<DGATE>(product(dy, dropout(activate(u, slope), word)));
         }
-        dscales.take<ROWS>(k, j, linear_dscale<C>(du, x), counts);
-        dbiases.take<ROWS>(k, j, du, counts);
-        dslopes.take<ROWS>(k, j, prelu_dweight<C>(da, u), counts);
+        dscales.take<ROWS>(k, j, dropout.remaining(linear_dscale<C>(du, x), word), counts);
+        dbiases.take<ROWS>(k, j, dropout.remaining(du, word), counts);
+        dslopes.take<ROWS>(k, j, dropout.remaining(prelu_dweight<C>(da, u), word), counts);
       }
       if (WRITES_DX) store<WHOLE>(dx_pack, dx, i, n);
       if (WRITES_DGATE) store<WHOLE>(dgate_pack, dgate, i, n);

@@ -116,11 +116,21 @@ def activated(x, scale, bias, slope, FORMULA: tl.constexpr, STORED: tl.constexpr
 
 
 @triton.jit
-def masked(a, drop, kept):
+def remaining(a, drop):
+    """0 where dropped, whatever was there."""
     if drop is None:
         return a
     else:
-        return tl.where(drop, 0.0, a * kept)
+        return tl.where(drop, 0.0, a)
+
+
+@triton.jit
+def masked(a, drop, kept):
+    """0 where dropped; the others times `kept`."""
+    if drop is None:
+        return a
+    else:
+        return remaining(a * kept, drop)
 
 
 @triton.jit(
@@ -225,9 +235,11 @@ def led_back(
     """(dx, dgate, and the terms of dscale, dbias and dslope); what is not used costs nothing."""
     u, a = activated(x, scale, bias, slope, FORWARD, STORED)
     dgate = dy * masked(a, drop, kept)
+    da = dy
     if gate is not None:
-        dy = dy * gate
-    da = masked(dy, drop, kept)
+        da = dy * gate
+    if drop is not None:
+        da = da * kept
     if BACKWARD is None:
         du = da
     elif READS == "derivative":
@@ -243,8 +255,10 @@ def led_back(
     dx = du
     if scale is not None:
         dx = linear_backward(du, scale, STORED)
-    terms = linear_dscale(du, x, STORED), linear_dbias(du, STORED), prelu_dweight(da, u, STORED)
-    return dx, dgate, terms
+    dscale = remaining(linear_dscale(du, x, STORED), drop)
+    dbias = remaining(linear_dbias(du, STORED), drop)
+    dslope = remaining(prelu_dweight(da, u, STORED), drop)
+    return remaining(dx, drop), dgate, (dscale, dbias, dslope)
 
 
 @triton.jit(

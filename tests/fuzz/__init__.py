@@ -1,4 +1,4 @@
-"""The whole public API under random arguments: what is allowed must be right, junk refused.
+"""The public functions under random arguments: what is allowed must be right, junk refused.
 
     python -m tests.fuzz --calls 1000000 --seed 0 --workers 2 --record tests/records/fuzz.json
     python -m tests.fuzz --only SEED        one call again, in this process, with all that it was

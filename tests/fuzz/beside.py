@@ -1,4 +1,4 @@
-"""What there is beside the functions: asarray, warmup, describe, using, Dropout."""
+"""What there is beside the functions: asarray, warmup, describe, using, backends, Dropout."""
 
 from __future__ import annotations
 

@@ -165,9 +165,17 @@ class Call:
             return np.asarray(x).astype(DTYPES[dtype])
 
     def given(
-        self, shape: Sequence[int], special: Sequence[float] = (), *, integers: bool = True
+        self,
+        shape: Sequence[int],
+        special: Sequence[float] = (),
+        *,
+        integers: bool = True,
+        lost: Array | None = None,
     ) -> Any:
-        """What may stand for an array of numbers: an array of any dtype; of NumPy's, a list too."""
+        """What may stand for an array of numbers: an array of any dtype; of NumPy's, a list too.
+
+        lost: where NaN and infinities may stand, as what is there must not matter.
+        """
         kind = self.rng.random()
         if integers and kind < 0.12:
             dtype = self.of(INTEGERS)
@@ -176,9 +184,11 @@ class Call:
             x = self.rng.random(shape) < 0.5
         else:
             x = self.floats(shape, self.of(FLOATING), special)
+            if lost is not None:
+                x[lost] = self.rng.choice((np.nan, INF, -INF, 1.0), shape)[lost]
         if not self.torch and kind > 0.95 and x.dtype.name != "bfloat16" and x.size:
             return x.tolist()
-        a = self.array(x)
+        a = self.array(x, STEPS if lost is None else APART)
         if not self.torch and kind > 0.85:
             a.flags.writeable = False
         return a

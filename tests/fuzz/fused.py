@@ -25,9 +25,17 @@ def draw_fused(c: Call, backward: bool) -> Args:
     refused = FUNCTIONS[activation].integers == "refused"
     kept = FUNCTIONS[activation].integers == "kept"
     special = TAME[1:] if backward or c.torch else TAME
-    x = c.given(shape, special, integers=False if refused else "no bool" if kept else True)
-    args: Args = {"dy": c.given(shape, TAME[1:3])} if backward else {}
-    args |= {"x": x, "activation": activation}
+    drawn: Args = {}
+    lost = None
+    if c.chance(0.3):
+        p = c.of((0.0, 0.5, 0.3, 1.0, 1e-11))
+        drawn["dropout"] = Dropout(p, c.below(2**40), c.of((0, 7, 2**63)))
+        if c.chance(0.5):
+            lost = FusedCase(activation, np.zeros(shape), **drawn).keep() == 0
+    integers = False if refused else "no bool" if kept else True
+    x = c.given(shape, special, integers=integers, lost=lost)
+    args: Args = {"dy": c.given(shape, TAME[1:3], lost=lost)} if backward else {}
+    args |= {"x": x, "activation": activation, **drawn}
     channel_axis = c.axis(len(shape)) if shape else -1
     for name in ("scale", "bias", "weight"):
         if (name == "weight") != (activation == "prelu") and name == "weight":
@@ -43,10 +51,6 @@ def draw_fused(c: Call, backward: bool) -> Args:
             args[name] = c.given(shape, TAME[1:3])
     if activation == "leaky_relu" or c.chance(0.1):
         args["negative_slope"] = c.number()
-    if c.chance(0.3):
-        args["dropout"] = Dropout(
-            c.of((0.0, 0.5, 0.3, 1.0, 1e-11)), c.below(2**40), c.of((0, 7, 2**63))
-        )
     if not backward and hasattr(x, "dtype"):
         dtype = dtype_of(x) if dtype_of(x) in FLOATING else "float32"
         args["x"], out = c.outlet(x, shape, dtype)
@@ -110,13 +114,14 @@ def judge_fused(r: Reading) -> Any:
     return Expected(value, dtype, case.x.shape, allowed)
 
 
-def judge_fused_backward(r: Reading, named: bool = True) -> Any:
+def judge_fused_backward(r: Reading) -> dict[str, Expected]:
     case, own = read_fused(r)
     dtype, shape = case.x.dtype.name, case.x.shape
     dy = r.array("dy")
     same_shape(dy, case.x)
     dy = r.cast(dy, dtype)
-    if not all((np.abs(truth.long(a)) < 1e15).all() for a in (dy, case.x)):
+    lost = case.keep() == 0
+    if not all((lost | (np.abs(truth.long(a)) < 1e15)).all() for a in (dy, case.x)):
         raise Unjudged("at NaN a derivative may be that of either side")
     terms, errors, decided = (
         case.backward(dy),
@@ -134,7 +139,7 @@ def judge_fused_backward(r: Reading, named: bool = True) -> Any:
         value = np.broadcast_to(terms[slot], shape)
         with np.errstate(all="ignore"):
             allowed = np.broadcast_to(errors[slot], shape)
-            allowed = np.where(decided, allowed, INF)
+            allowed = np.where(lost, 0, np.where(decided, allowed, INF))
             met = p.shape if isinstance(p, np.ndarray) else (1,) * len(shape)
             axes = tuple(k for k, n in enumerate(met) if n == 1)
             size = np.abs(value).sum(axes, keepdims=True)
@@ -150,4 +155,4 @@ def judge_fused_backward(r: Reading, named: bool = True) -> Any:
 
 
 def gradient_of_fused(r: Reading, y: Array, dy: Array) -> dict[str, Expected]:
-    return dict(judge_fused_backward(reading_of(r, {"dy": dy})))
+    return judge_fused_backward(reading_of(r, {"dy": dy}))

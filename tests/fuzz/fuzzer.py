@@ -101,7 +101,7 @@ class Fuzz:
                 with np.errstate(all="ignore"):
                     expected = target.judge(reading)
                     library = c.library
-                    if expected is not ... and target.name not in LIBRARYLESS:
+                    if target.name not in LIBRARYLESS:
                         library = reading.library() if reading.libraries else library
             except Unjudged as why:
                 if c.mode == "valid":
@@ -109,8 +109,8 @@ class Fuzz:
                 return "returned", ""
             with np.errstate(all="ignore"):
                 compare(expected, result, library, out)
-                if leaves and target.gradient is not None:
-                    self.backward(c, target, reading, leaves, result)
+                if leaves and not self.backward(c, target, reading, leaves, result):
+                    return "returned", ""
         except Wrong as wrong:
             return "wrong", str(wrong)
         if c.mode == "valid" and out is None and not leaves and c.chance(0.15):
@@ -162,12 +162,9 @@ class Fuzz:
 
     def backward(
         self, c: Call, target: Target, reading: Reading, leaves: Args, result: Any
-    ) -> None:
+    ) -> bool:
+        """Judge the gradients; False if nobody can say what they must be."""
         torch, first = torch_or_none(), result[0] if isinstance(result, tuple) else result
-        if "nn.PReLU" in target.name:
-            leaves = {n: a for n, a in leaves.items() if n == "x"}  # its weight is a copy
-            if not leaves:
-                return
         if not first.requires_grad:
             raise Wrong("the result does not require a gradient")
         dtype = dtype_of(first)
@@ -182,7 +179,7 @@ class Fuzz:
         try:
             expected = target.gradient(reading, from_tensor(first), dy)  # type: ignore[misc]
         except Unjudged:
-            return
+            return False
         for name, gradient in zip(names, got, strict=True):
             if gradient is None:
                 raise Wrong(f"{name} has no gradient")
@@ -190,6 +187,7 @@ class Fuzz:
                 compare(expected[name], gradient, "torch")
             except Wrong as wrong:
                 raise Wrong(f"the gradient of {name}: {wrong}") from None
+        return True
 
 
 def truthy(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What there is to call: every public name of gpuact, and those of gpuact.torch."""
+"""What there is to call: every public name of gpuact, and of gpuact.torch functions and layers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def targets_of_gpuact() -> Iterator[Target]:
         lambda r: "used" if r.raw("backend") == "numpy" else bad(),
     )
     yield Target("using", use, *made, None, 1)
-    yield target("backends", lambda c: {}, lambda r: ..., None, 0)
+    yield target("backends", lambda c: {}, lambda r: gpuact.backends(), None, 1)
     yield target(
         "Dropout",
         lambda c: {"p": c.of((0, 0.5, 1.0, np.float32(0.25))), "seed": c.below(2**62)},
@@ -129,8 +129,8 @@ def targets_of_torch() -> Iterator[Target]:
             if kind is nn.PReLU:
                 weight = args.pop("weight")
                 made = nn.PReLU(weight.numel())
-                made.weight = torch_or_none().nn.Parameter(weight.detach().reshape(-1))
-                return made(**args)
+                call = torch_or_none().func.functional_call
+                return call(made, {"weight": weight}, kwargs=args)
             return kind(**options)(**args)
 
         names = [n for n in signature(kind.forward).parameters if n != "self"]
