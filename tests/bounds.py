@@ -56,9 +56,9 @@ def compute_dtype(dtype: str) -> str:
 # formula → ulp for (float32, float64) by family of backends. Half types are rounded once, at the
 # store: half a unit of theirs, and a little (HALF) where float32's error tips the scale. Measured
 # and rounded up: NumPy, and the text of the CUDA formulas as the host compiles it, on all float32
-# (tests/exhaustive.py); Triton's interpreter on those around 1, where it is worst; for GPUs with the
-# whole documented error, of random size and sign, in every approximate instruction (2 ulp in ex2
-# and in Triton's division). EXACT is one rounding.
+# (tests/exhaustive.py); Triton's interpreter on those around 1, where it is worst; for GPUs with
+# the whole documented error, of random size and sign, in every approximate instruction (2 ulp in
+# ex2 and in Triton's division). EXACT is one rounding.
 EXACT = (0.501, 0.501)
 FUSED = 8.0  # of act and act' in float32 and float64 inside `fused`; its other steps are EXACT
 FAMILIES = ("numpy", "host", "cupy", "triton", "interpreter")
