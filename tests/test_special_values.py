@@ -821,6 +821,8 @@ def verify_tails(compute: Compute, rows: Callable[..., Array], who: Any, dtype: 
         ("log_softmax_backward", (0, 0.375 * least, 0), (0, -20000, -20000)),
     ):
         arrays = [np.array([a]).astype(DTYPES[dtype])[:, :, None] for a in operands]
+        if not bounds.defined(who.family, dtype, arrays).all():
+            continue
         value = truth.ROWS[formula](*arrays)
         allowed = bounds.rows(formula, dtype, arrays, value) - floor
         got, value, allowed = (a.ravel()[1:2] for a in (rows(who, formula, arrays), value, allowed))
