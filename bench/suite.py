@@ -18,7 +18,11 @@ from .providers import Provider, in_a_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = tuple[Array, ...]
-Status = Literal["timed", "wrong", "failed", "unavailable"]
+# "lost": its process died or fell silent; "not run": the run ended before its turn
+Status = Literal["timed", "wrong", "failed", "lost", "unavailable", "not run"]
+# "graph": a CUDA graph of the calls, between device events; "events": plain calls between them;
+# "clock": plain calls, by the clock on the wall
+Method = Literal["graph", "events", "clock"]
 Contenders = Mapping[str, tuple[Host, Calls]]
 
 # A benchmark asks whether the same thing was computed; how well is for the tests. Relative to the
@@ -44,15 +48,25 @@ class Row:
     """One provider in one case: its timing, or why there is none."""
 
     case: str
-    bytes: int
+    bytes: int  # that the function must move, whoever computes it
     bytes_formula: str
     provider: str
     status: Status
     reason: str = ""  # empty where timed
-    timing: Timing | None = None
+    timing: Timing | None = None  # of the work alone, as `method` says
     bytes_per_second: float = 0
-    share_of_copy: float = 0
-    note: str = ""  # of how it was checked
+    share_of_copy: float = 0  # of the rate at which a copy of as many bytes ran beside it
+    note: str = ""  # of how it was checked or timed
+    suite: str = ""  # elementwise, rows, loss, fused or cpu
+    function: str = ""
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    backend: str = ""  # of gpuact: numpy, cupy or triton; empty for a rival
+    headline: bool = False  # one of the short table
+    method: Method = "clock"
+    call: Timing | None = None  # what a plain call costs the host, who waits for no device
+    peak_bytes: int | None = None  # taken at once during a call beside its arrays, the result too
+    error_ulp: float | None = None  # the largest error of those compared; None for a whole case
 
 
 def _outputs(result: Any) -> tuple[Any, ...]:
