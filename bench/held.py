@@ -6,13 +6,13 @@ held anyway. So is the output, as a rule, by the layer that reads it next: hence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from .cases import PARAMETERS, Case, inputs
-from .measure import PLACES
+from .measure import Host
 from .providers import Provider
 from .suite import failed
 
@@ -55,27 +55,28 @@ def kept(function: Callable[..., Tensor], arrays: Mapping[str, Tensor]) -> dict[
     return found
 
 
-def held(cases: Iterable[Case], providers: Sequence[Provider]) -> Iterator[list[Held]]:
-    """What each of the providers, all of torch tensors, holds for each case."""
-    able = [provider for provider in providers if provider.why_not() is None]
-    places = {provider.place: PLACES[provider.place]() for provider in able}
-    for case in cases if able else ():
-        given = inputs(case)
-        rows = []
-        for provider in able:
-            if provider.compiles and not case.compiled:
+def held(
+    case: Case,
+    able: Sequence[Provider],
+    places: Mapping[str, Host],
+    at: Callable[[str], object] = lambda who: None,
+) -> list[Held]:
+    """What each of the providers, all of torch tensors, holds for a case."""
+    given = inputs(case)
+    rows = []
+    for provider in able:
+        if provider.compiles and not case.compiled:
+            continue
+        at(provider.name)
+        arrays = {name: places[provider.place].put(array) for name, array in given.items()}
+        row = Held(case.name, provider.name, given["x"].size)
+        try:
+            function = provider.spell(case)
+            if function is None:
                 continue
-            arrays = {name: places[provider.place].put(array) for name, array in given.items()}
-            row = Held(case.name, provider.name, given["x"].size)
-            try:
-                function = provider.spell(case)
-                if function is None:
-                    continue
-                found = kept(partial(function, **case.options), arrays)
-            except Exception as error:
-                rows.append(replace(row, reason=failed(error)[1]))
-            else:
-                rows.append(replace(row, bytes=sum(found.values()), kept=found))
-        for place in places.values():
-            place.release()
-        yield rows
+            found = kept(partial(function, **case.options), arrays)
+        except Exception as error:
+            rows.append(replace(row, reason=failed(error)[1]))
+        else:
+            rows.append(replace(row, bytes=sum(found.values()), kept=found))
+    return rows

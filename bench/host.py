@@ -5,15 +5,16 @@ On a CPU the host is also who computes, so there it is all that the call takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .cases import CALL, HOST, Case, inputs
-from .measure import PLACES, Host, Timing, Unwaited, interleaved
+from .cases import Case, inputs
+from .measure import Host, Timing, Unwaited, interleaved
 from .providers import Caller
 from .suite import Outputs, Status, checked, reference
+from .tables import CALL, HOST
 
 Call = Callable[[], object]
 
@@ -39,40 +40,38 @@ def compared(
     calls: Mapping[str, tuple[Host, Call]],
     expected: Outputs,
     budget: float,
+    at: Callable[[str], object] = lambda who: None,
 ) -> list[Cost]:
     """The costs of one way of calling, of those who compute what they should; then the others."""
     contenders: dict[str, tuple[Host, Sequence[Call]]] = {}
     wrong: list[Cost] = []
     for who, (place, call) in calls.items():
-        status, reason = checked(case, place, call, expected)
+        at(who)
+        status, reason, _ = checked(case, place, call, expected)
         if status == "timed":
             contenders[who] = Unwaited(place), [call]
         else:
             wrong.append(Cost(name, who, status, reason))
-    timings: Mapping[str, Timing] = interleaved(contenders, budget) if contenders else {}
+    timings: Mapping[str, Timing] = interleaved(contenders, budget, at) if contenders else {}
     timed = [Cost(name, who, "timed", timing=timing) for who, timing in timings.items()]
     return timed + wrong
 
 
-def costs(callers: Sequence[Caller], names: Sequence[str], budget: float) -> Iterator[list[Cost]]:
-    """The costs of each way of calling in turn, with `budget` seconds of timing for each.
-
-    names: of HOST, the rows that are asked for.
-    """
-    able = [caller for caller in callers if caller.why_not() is None]
-    places = {caller.place: PLACES[caller.place]() for caller in able}
+def cost(
+    name: str,
+    able: Sequence[Caller],
+    places: Mapping[str, Host],
+    budget: float,
+    at: Callable[[str], object] = lambda who: None,
+) -> list[Cost]:
+    """The costs of one way of calling, by its row's name, with `budget` seconds of timing."""
+    way = next(way for way, row in HOST.items() if row == name)
     (x,) = inputs(CALL).values()
-    expected = reference(CALL, {"x": x})
-    ways = {
-        caller.name: caller.ways(place.put(x), place.put(np.zeros_like(x)))
-        for caller in able
-        for place in [places[caller.place]]
-    }
-    for way, name in HOST.items() if able else ():
-        if name in names:
-            calls = {
-                caller.name: (places[caller.place], ways[caller.name][way])
-                for caller in able
-                if way in ways[caller.name]
-            }
-            yield compared(CALL, name, calls, expected, budget)
+    calls: dict[str, tuple[Host, Call]] = {}
+    for caller in able:
+        at(caller.name)
+        place = places[caller.place]
+        ways = caller.ways(place.put(x), place.put(np.zeros_like(x)))
+        if way in ways:
+            calls[caller.name] = place, ways[way]
+    return compared(CALL, name, calls, reference(CALL, {"x": x}), budget, at)

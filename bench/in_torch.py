@@ -7,7 +7,7 @@ arrays so small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .cases import ITEM, Case, inputs
+from .cases import Case, inputs
 from .host import Call, Cost, compared
-from .measure import PLACES, Host, TorchHost
+from .measure import Host, TorchHost
 from .providers import IN_TORCH_ON_CPU, Function, Provider
 from .suite import failed
 
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def cases(self) -> list[Case]:
-        return [Case(function, DTYPE, SHAPE, 2 * ITEM[DTYPE]) for function in self.functions]
+        return [Case(function, DTYPE, SHAPE) for function in self.functions]
 
 
 FUNCTIONS = ("relu", "sigmoid", "prelu", "softmax", "log_softmax", "cross_entropy")
@@ -138,36 +138,28 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def costs(
-    rows: Sequence[Row], providers: Sequence[Provider], budget: float
-) -> Iterator[list[Cost]]:
-    """The costs of each row in turn, with `budget` seconds of timing for each.
-
-    At the end come those providers that cannot run here.
-    """
+def cost(
+    row: Row,
+    able: Sequence[Provider],
+    places: Mapping[str, Host],
+    budget: float,
+    at: Callable[[str], object] = lambda who: None,
+) -> list[Cost]:
+    """The costs of one row, with `budget` seconds of timing."""
     import torch
 
-    reasons = {provider.name: provider.why_not() for provider in providers}
-    able = [provider for provider in providers if reasons[provider.name] is None]
-    places = {provider.place: PLACES[provider.place]() for provider in able}
-    for row in rows if able else ():
-        torch.compiler.reset()  # what was compiled before would be looked at in every call
-        calls: dict[str, tuple[Host, Call]] = {}
-        broken = []
-        with _one_thread():
-            for provider in able:
-                place = places[provider.place]
-                try:
-                    call = call_of(row, provider, place)
-                except Exception as error:
-                    broken.append(Cost(row.name, provider.name, *failed(error)))
-                else:
-                    if call is not None:
-                        calls[provider.name] = place, call
-            found = compared(row.cases[0], row.name, calls, _right(row), budget)
-        yield found + broken
-    yield [
-        Cost("", name, "unavailable", reason)
-        for name, reason in reasons.items()
-        if reason is not None
-    ]
+    torch.compiler.reset()  # what was compiled before would be looked at in every call
+    calls: dict[str, tuple[Host, Call]] = {}
+    broken = []
+    with _one_thread():
+        for provider in able:
+            at(provider.name)
+            place = places[provider.place]
+            try:
+                call = call_of(row, provider, place)
+            except Exception as error:
+                broken.append(Cost(row.name, provider.name, *failed(error)))
+            else:
+                if call is not None:
+                    calls[provider.name] = place, call
+        return compared(row.cases[0], row.name, calls, _right(row), budget, at) + broken

@@ -4,15 +4,15 @@ Every provider of a case is timed in turn, round after round, so that a clock th
 neighbour who wakes up meets all of them. A sample is a batch of calls that lasts long enough for
 the clock; reported are the median of the samples and their 20 and 80 % quantiles. Outputs are
 fresh on every call, for everybody. On a GPU the calls go around inputs of three times the L2
-cache, which would otherwise serve what memory is to serve.
-
-Where a kernel takes less time than its launch, what is measured so is the launch, as a caller meets
-it; a CUDA graph of the same calls tells the kernel's own time.
+cache, which would otherwise serve what memory is to serve, and are timed twice: recorded in a CUDA
+graph, by device events, which tells what the work takes (`Replayed`); and as plain calls, by the
+host's clock, which tells what a call costs whoever makes it (`Unwaited`).
 """
 
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -27,6 +27,31 @@ Calls = Sequence[Callable[[], object]]  # the same work on different memory, to 
 
 ROUNDS = (7, 50)  # at least and at most so many samples of each provider
 WARM_UP = 2
+
+# Copies of the inputs to go around, at most: a graph of 512 calls takes a moment to record. Arrays
+# so small that more were needed are read from the cache, as they are wherever they matter.
+AROUND = 512
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """An array of gigabytes that repeats a short one, as np.resize makes it, and takes no room."""
+
+    base: Array  # flat
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * int(self.base.itemsize)
+
+    def whole(self) -> Array:
+        return np.resize(self.base, self.shape)
+
+    def __getitem__(self, rows: slice) -> Array:
+        """Some of its rows."""
+        first = np.arange(self.shape[0])[rows] * math.prod(self.shape[1:])
+        index = first[:, None] + np.arange(math.prod(self.shape[1:]))
+        return self.base[index % self.base.size].reshape(len(first), *self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -43,10 +68,24 @@ class Host:
     """NumPy arrays, and the clock on the wall."""
 
     batch = 0.002  # seconds that one sample takes at least
+    most = 1 << 20  # calls in one sample
     cache = 0  # bytes to go around; the CPU's cases state what a call on one input costs
+    graphs = False  # whether it has CUDA graphs, and a host that need not wait
 
     def put(self, array: Array) -> Array:
         return array
+
+    def repeat(self, array: Array, shape: tuple[int, ...]) -> Array:
+        """`put` of what np.resize makes of a flat array, written where it is to be."""
+        base = self.put(array)
+        flat = self._empty(math.prod(shape), base)
+        for at in range(0, len(flat), len(base)):
+            piece = flat[at : at + len(base)]
+            piece[:] = base[: len(piece)]
+        return flat.reshape(shape)
+
+    def _empty(self, count: int, like: Array) -> Array:
+        return np.empty(count, like.dtype)
 
     def copy(self, array: Array) -> Array:
         return array.copy()
@@ -69,6 +108,16 @@ class Host:
         """What does all of the calls at once, with no host behind each."""
         raise NotImplementedError("a CPU has no CUDA graphs")
 
+    def peak(self, call: Callable[[], object]) -> int | None:
+        """Bytes that a call holds at once beside its arguments; None where nobody counts them."""
+        tracemalloc.start()  # to which NumPy reports what it allocates
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            call()
+            return tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked to."""
 
@@ -80,15 +129,20 @@ class Cupy(Host):
     """CuPy arrays, and CUDA events."""
 
     batch = 0.005
+    graphs = True
 
     def __init__(self) -> None:
         import cupy
 
         self.cupy = cupy
         self.cache = 3 * cupy.cuda.Device().attributes["L2CacheSize"]
+        self.stream = cupy.cuda.Stream(non_blocking=True)  # that graphs are recorded on
 
     def put(self, array: Array) -> Array:
         return self.cupy.asarray(array)
+
+    def _empty(self, count: int, like: Array) -> Array:
+        return self.cupy.empty(count, like.dtype)
 
     def take(self, array: Array) -> Array:
         return self.cupy.asnumpy(array)
@@ -103,28 +157,50 @@ class Cupy(Host):
         return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3
 
     def recorded(self, calls: Calls) -> Callable[[], object]:
-        with self.cupy.cuda.Stream(non_blocking=True) as stream:
+        with self.stream as stream:
             # the pool cannot ask for memory while a graph is recorded: it is to have it by then
             before = [call() for call in calls]
             stream.synchronize()
             del before
             stream.begin_capture()
             try:
-                outputs = [call() for call in calls]
+                outputs = [call() for call in calls]  # apart from each other
             finally:  # a stream that is left recording makes every later call fail
                 graph = stream.end_capture()
+            del outputs  # the next to be recorded writes there too: nobody reads them
+        return graph.launch  # type: ignore[no-any-return]
 
-        def replay() -> object:
-            graph.launch()
-            return outputs  # theirs as long as the graph writes to them
-
-        return replay
+    def peak(self, call: Callable[[], object]) -> int | None:
+        counted = _counting(self.cupy)
+        with counted:
+            call()
+        return counted.most
 
     def synchronize(self) -> None:
         self.cupy.cuda.Device().synchronize()
 
     def release(self) -> None:
         self.cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _counting(cupy: Any) -> Any:
+    """A hook of CuPy's memory pool that counts what is in use; within the call, so that `import
+    bench` asks for no CuPy."""
+
+    class Counting(cupy.cuda.MemoryHook):  # type: ignore[misc]
+        name = "gpuact.bench"
+
+        def __init__(self) -> None:
+            self.now = self.most = 0
+
+        def malloc_postprocess(self, *, mem_size: int, **told: Any) -> None:
+            self.now += mem_size
+            self.most = max(self.most, self.now)
+
+        def free_postprocess(self, *, mem_size: int, **told: Any) -> None:
+            self.now -= mem_size
+
+    return Counting()
 
 
 class TorchHost(Host):
@@ -146,6 +222,9 @@ class TorchHost(Host):
     def copy(self, array: Array) -> Array:
         return array.clone()
 
+    def _empty(self, count: int, like: Array) -> Array:
+        return self.torch.empty(count, dtype=like.dtype, device=self.device)
+
     def flat(self, array: Array) -> Array:
         return array.reshape(-1).view(self.torch.uint8)
 
@@ -155,16 +234,22 @@ class TorchHost(Host):
             return array.view(self.torch.int16).numpy().view(numpy_dtype("bfloat16"))
         return array.numpy()
 
+    def peak(self, call: Callable[[], object]) -> int | None:
+        return None  # torch counts on a GPU alone
+
 
 class TorchCuda(TorchHost):
     """torch CUDA tensors, and CUDA events."""
 
     device = "cuda"
     batch = Cupy.batch
+    graphs = True
 
     def __init__(self) -> None:
         super().__init__()
         self.cache = 3 * self.torch.cuda.get_device_properties().L2_cache_size
+        self.side = self.torch.cuda.Stream()  # that graphs are recorded on
+        self.pool = self.torch.cuda.graph_pool_handle()  # of all graphs of a case
 
     def seconds(self, calls: Calls, count: int) -> float:
         start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -176,15 +261,25 @@ class TorchCuda(TorchHost):
         return float(start.elapsed_time(stop)) / 1e3
 
     def recorded(self, calls: Calls) -> Callable[[], object]:
-        graph = self.torch.cuda.CUDAGraph()
-        with self.torch.cuda.graph(graph):
-            outputs = [call() for call in calls]
+        cuda = self.torch.cuda
+        cuda.synchronize()
+        with cuda.stream(self.side):  # what is set up in a first call is not to be recorded
+            for call in calls:
+                call()
+        cuda.synchronize()
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, pool=self.pool, stream=self.side):
+            outputs = [call() for call in calls]  # apart from each other
+        del outputs  # the next to be recorded writes there too: nobody reads them
+        return graph.replay  # type: ignore[no-any-return]
 
-        def replay() -> object:
-            graph.replay()
-            return outputs
-
-        return replay
+    def peak(self, call: Callable[[], object]) -> int | None:
+        cuda = self.torch.cuda
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        result = call()
+        del result
+        return int(cuda.max_memory_allocated() - before)
 
     def synchronize(self) -> None:
         self.torch.cuda.synchronize()
@@ -192,6 +287,7 @@ class TorchCuda(TorchHost):
     def release(self) -> None:
         # torch falls back to eager, silently, after a few shapes of one compiled function
         self.torch.compiler.reset()
+        self.pool = self.torch.cuda.graph_pool_handle()
         self.torch.cuda.empty_cache()
 
 
@@ -211,9 +307,12 @@ class Unwaited(Host):
     """What the host alone spends: the clock on the wall, and nobody waits for the device."""
 
     batch = 0.001  # some 300 calls; a stream takes about 1000 before the host must wait for it
+    patience = 0.005  # seconds that the device may need for one sample
 
-    def __init__(self, place: Host) -> None:
+    def __init__(self, place: Host, once: float = 0.0) -> None:
+        """once: seconds that the device needs for a call."""
         self.place = place
+        self.most = max(1, int(self.patience / once)) if once else Host.most
 
     def seconds(self, calls: Calls, count: int) -> float:
         self.place.synchronize()
@@ -230,26 +329,42 @@ PLACES: Mapping[str, type[Host]] = {
 }
 
 
-def rotated(place: Host, arrays: Sequence[Array]) -> list[tuple[Array, ...]]:
+def placed(place: Host, array: Array | Repeated) -> Array:
+    if isinstance(array, Repeated):
+        return place.repeat(array.base, array.shape)
+    return place.put(array)
+
+
+def rotated(place: Host, arrays: Sequence[Array | Repeated]) -> list[tuple[Array, ...]]:
     """The inputs, and as many copies of them as the place's cache asks for."""
-    first = tuple(place.put(array) for array in arrays)
-    more = math.ceil(place.cache / sum(array.nbytes for array in arrays)) - 1
+    first = tuple(placed(place, array) for array in arrays)
+    needed = math.ceil(place.cache / max(1, sum(array.nbytes for array in arrays)))
+    more = min(needed, AROUND) - 1
     return [first, *(tuple(place.copy(array) for array in first) for _ in range(more))]
 
 
-def interleaved(contenders: Mapping[str, tuple[Host, Calls]], budget: float) -> dict[str, Timing]:
-    """Time all contenders in turn, for `budget` seconds in all or the least number of rounds."""
+def interleaved(
+    contenders: Mapping[str, tuple[Host, Calls]],
+    budget: float,
+    at: Callable[[str], object] = lambda who: None,
+) -> dict[str, Timing]:
+    """Time all contenders in turn, for `budget` seconds in all or the least number of rounds.
+
+    at: is told whose turn it is.
+    """
     counts = {}
     spent = 0.0
     for name, (place, calls) in contenders.items():
+        at(name)
         place.seconds(calls, WARM_UP)
         once = place.seconds(calls, 1)
-        counts[name] = max(1, math.ceil(place.batch / max(once, 1e-9)))
+        counts[name] = min(max(1, math.ceil(place.batch / max(once, 1e-9))), place.most)
         spent += once * counts[name]
     rounds = int(np.clip(budget / spent, *ROUNDS))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, (place, calls) in contenders.items():
+            at(name)
             samples[name].append(place.seconds(calls, counts[name]) / counts[name])
     timings = {}
     for name, times in samples.items():

@@ -12,18 +12,20 @@ DyT, none of which means the same as one of ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 import gpuact
 from gpuact.libraries import HALF, numpy_dtype
 
-from .cases import DROPPED, EVERYTHING, GATED, OUT, PLAIN, RECORDED, SCALED, Case, Chain
+from .cases import Case, Chain
+from .tables import DROPPED, EVERYTHING, GATED, OUT, PLAIN, RECORDED, SCALED
 
 Array = Any
 Function = Callable[..., Any]
@@ -35,6 +37,7 @@ class Provider:
     place: str  # of measure.PLACES
     why_not: Callable[[], str | None]  # None where it can run, else a sentence
     spell: Callable[[Case], Function | None]  # None where it has no such function
+    backend: str = ""  # of gpuact; empty for a rival
     compiles: bool = False  # for seconds, in every case
     overwrites: tuple[str, ...] = ()  # functions that write over their arrays
 
@@ -55,6 +58,11 @@ def _unavailable(backend: str) -> str | None:
 
 def _ours(case: Case) -> Function:
     return case.public  # the array's home picks the backend
+
+
+def numbers(case: Case) -> list[Any]:
+    """The options, in the case's dtype: a Python float would widen the result."""
+    return [numpy_dtype(case.dtype).type(value) for value in case.options.values()]
 
 
 # -- NumPy and SciPy ------------------------------------------------------------------------------
@@ -113,6 +121,14 @@ def _cross_entropy_with_grad(
     return _losses(log_s, target, label_smoothing), dlogits
 
 
+def _cross_entropy_backward(
+    dloss: Array, logits: Array, target: Array, lse: Array, reduction: str
+) -> Array:
+    dlogits = np.exp(logits - lse[:, None])
+    dlogits[np.arange(len(target)), target] -= 1
+    return dloss[:, None] * dlogits
+
+
 def _as_written(xp: Any) -> Mapping[str, Function]:
     """Elementwise functions and chains as people write them with NumPy or CuPy."""
     return {
@@ -127,6 +143,8 @@ def _as_written(xp: Any) -> Mapping[str, Function]:
         "leaky_relu_backward": lambda dy, x, negative_slope: xp.where(
             x > 0, dy, negative_slope * dy
         ),
+        "sigmoid_derivative": lambda x: xp.exp(-x) / (1 + xp.exp(-x)) ** 2,
+        "tanh_derivative": lambda x: 1 - xp.tanh(x) ** 2,
         "prelu": lambda x, slope: xp.where(x > 0, x, slope * x),
         SCALED: lambda x, scale, bias: xp.maximum(scale * x + bias, 0),
         GATED: lambda x, gate, residual: gate / (1 + xp.exp(-x)) + residual,
@@ -151,6 +169,8 @@ NUMPY: Mapping[str, Function] = {
     "log_softmax_backward": lambda dy, y: dy - np.exp(y) * dy.sum(-1, keepdims=True),
     "cross_entropy": _cross_entropy,
     "cross_entropy_with_grad": _cross_entropy_with_grad,
+    "cross_entropy_backward": _cross_entropy_backward,
+    "softmax_jacobian": lambda y: y[..., None] * (np.eye(y.shape[-1]) - y[..., None, :]),
     DROPPED: lambda x, weight, residual: _dropout(np.where(x > 0, x, weight * x)) + residual,
     EVERYTHING: lambda x, scale, bias, gate, residual: (
         _dropout(np.tanh(scale * x + bias)) * gate + residual
@@ -158,7 +178,10 @@ NUMPY: Mapping[str, Function] = {
 }
 
 
-def _spelled(table: Mapping[str, Function], case: Case) -> Function | None:
+S = TypeVar("S")
+
+
+def _spelled(table: Mapping[str, S], case: Case) -> S | None:
     """A chain goes by its text, and its backward has no spelling there."""
     if isinstance(case, Chain):
         return None if case.backward else table.get(case.text)
@@ -200,6 +223,67 @@ def _scipy(case: Case) -> Function | None:
     return partial(getattr(special, name), **options)
 
 
+# -- numexpr and Numba ----------------------------------------------------------------------------
+
+# `one` and `zero` are of the arrays' dtype, as the options are: another would widen the result.
+NUMEXPR: Mapping[str, tuple[str, str]] = {
+    "linear": ("x scale bias", "scale * x + bias"),
+    "sigmoid": ("x", "one / (one + exp(-x))"),
+    "sigmoid_backward": ("dy y", "dy * y * (one - y)"),
+    "tanh": ("x", "tanh(x)"),
+    "tanh_backward": ("dy y", "dy * (one - y * y)"),
+    "relu": ("x", "where(x > zero, x, zero)"),
+    "relu_backward": ("dy y", "where(y > zero, dy, zero)"),
+    "leaky_relu": ("x slope", "where(x > zero, x, slope * x)"),
+    "leaky_relu_backward": ("dy x slope", "where(x > zero, dy, slope * dy)"),
+    SCALED: ("x scale bias", "where(scale * x + bias > zero, scale * x + bias, zero)"),
+    GATED: ("x gate residual", "gate / (one + exp(-x)) + residual"),
+}
+
+
+def _numexpr(case: Case) -> Function | None:
+    import numexpr
+
+    found = _spelled(NUMEXPR, case)
+    if found is None or case.dtype in HALF:  # of which it knows nothing
+        return None
+    (names, expression), number = found, numpy_dtype(case.dtype).type
+    constants, given = {"one": number(1), "zero": number(0)}, numbers(case)
+
+    def evaluated(*args: Array, **options: Any) -> Any:
+        named = dict(zip(names.split(), (*args, *given), strict=True))
+        return numexpr.evaluate(expression, local_dict=constants | named, global_dict={})
+
+    return evaluated
+
+
+def _numba(case: Case) -> Function | None:
+    """A loop over the elements on all cores, compiled when it is asked for."""
+    import numba
+
+    number = numpy_dtype(case.dtype).type
+    one, zero, exp, tanh = number(1), number(0), math.exp, math.tanh
+    loops: Mapping[str, Function] = {
+        "linear": lambda x, scale, bias: scale * x + bias,
+        "sigmoid": lambda x: one / (one + exp(-x)),
+        "sigmoid_backward": lambda dy, y: dy * y * (one - y),
+        "tanh": lambda x: tanh(x),
+        "tanh_backward": lambda dy, y: dy * (one - y * y),
+        "relu": lambda x: x if x > zero else zero,
+        "relu_backward": lambda dy, y: dy if y > zero else zero,
+        "leaky_relu": lambda x, slope: x if x > zero else slope * x,
+        "leaky_relu_backward": lambda dy, x, slope: dy if x > zero else slope * dy,
+        SCALED: lambda x, scale, bias: max(scale * x + bias, zero),
+        GATED: lambda x, gate, residual: gate / (one + exp(-x)) + residual,
+    }
+    loop, given = _spelled(loops, case), numbers(case)
+    if loop is None or case.dtype in HALF:
+        return None
+    takes = ", ".join([case.dtype] * loop.__code__.co_argcount)
+    compiled = numba.vectorize([f"{case.dtype}({takes})"], target="parallel")(loop)
+    return lambda *args, **options: compiled(*args, *given)
+
+
 # -- torch ----------------------------------------------------------------------------------------
 
 
@@ -221,8 +305,10 @@ def _torch_functions() -> Mapping[str, Function]:
         "linear_backward": lambda dy, x, scale, bias: (scale * dy, (x * dy).sum(), dy.sum()),
         "sigmoid": torch.sigmoid,
         "sigmoid_backward": aten.sigmoid_backward.default,
+        "sigmoid_derivative": lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
         "tanh": torch.tanh,
         "tanh_backward": aten.tanh_backward.default,
+        "tanh_derivative": lambda x: 1 - torch.tanh(x).square(),
         "relu": torch.relu,
         "relu_backward": lambda dy, y: aten.threshold_backward(dy, y, 0),
         "leaky_relu": functional.leaky_relu,
@@ -232,6 +318,7 @@ def _torch_functions() -> Mapping[str, Function]:
         "prelu": functional.prelu,
         "prelu_backward": prelu_backward,
         "softmax": lambda x, axis=-1: torch.softmax(x, axis),
+        "softmax_jacobian": lambda y: torch.diag_embed(y) - y.unsqueeze(-1) * y.unsqueeze(-2),
         "softmax_backward": lambda dy, y: aten._softmax_backward_data(dy, y, -1, y.dtype),
         "log_softmax": lambda x, axis=-1: torch.log_softmax(x, axis),
         "log_softmax_backward": lambda dy, y: aten._log_softmax_backward_data(dy, y, -1, y.dtype),
@@ -264,13 +351,15 @@ def _differentiated(case: Chain, chain: Function) -> Function:
     """autograd's backward alone: forward ran before, and what it kept is read again each time."""
     import torch
 
-    graphs: dict[int, tuple[Array, list[Array]]] = {}
+    graphs: dict[tuple[int, Any], tuple[Array, list[Array]]] = {}
 
     def backward(dy: Array, *given: Array) -> Any:
-        if id(dy) not in graphs:
+        # autograd runs backward on the stream that forward ran on
+        key = id(dy), torch.cuda.current_stream() if dy.is_cuda else None
+        if key not in graphs:
             leaves = [tensor.detach().requires_grad_() for tensor in _complete(case, dy, given)]
-            graphs[id(dy)] = chain(*leaves), leaves[: len(given)]
-        y, leaves = graphs[id(dy)]
+            graphs[key] = chain(*leaves), leaves[: len(given)]
+        y, leaves = graphs[key]
         return torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
     return backward
@@ -417,11 +506,6 @@ def fused_by_cupy(case: Case) -> Function | None:
     return fused
 
 
-def numbers(case: Case) -> list[Any]:
-    """The options, in the case's dtype: a Python float would make float32 of CuPy's bfloat16."""
-    return [numpy_dtype(case.dtype).type(value) for value in case.options.values()]
-
-
 def _cupy_fuse(case: Case) -> Function | None:
     fused, given = fused_by_cupy(case), numbers(case)
     if fused is None:
@@ -521,33 +605,28 @@ def _flag_gems(case: Case) -> Function | None:
 OURS = "gpuact on NumPy"
 
 ON_CPU = (
-    Provider(OURS, "numpy", lambda: None, _ours),
+    Provider(OURS, "numpy", lambda: None, _ours, "numpy"),
     Provider("NumPy", "numpy", lambda: None, _numpy),
     Provider("SciPy", "numpy", partial(_missing, "scipy"), _scipy),
+    Provider("numexpr", "numpy", partial(_missing, "numexpr"), _numexpr),
+    Provider("Numba", "numpy", partial(_missing, "numba"), _numba),
     Provider("torch", "torch on the CPU", partial(_missing, "torch"), _torch),
 )
 
-# torch.compile runs here alone: on a CPU it calls a C++ compiler for seconds in every case.
+_no_cupy, _no_triton = (partial(_unavailable, name) for name in ("cupy", "triton"))
+
+# torch.compile runs here alone: on a CPU it calls a C++ compiler for seconds in every case. Tuned,
+# it does without CUDA graphs of its own, which would copy every input into memory of theirs.
+TUNED = partial(_torch_compiled, mode="max-autotune-no-cudagraphs")
 ON_GPU = (
-    Provider("gpuact on CuPy", "cupy", partial(_unavailable, "cupy"), _ours),
-    Provider("gpuact on Triton", "torch on CUDA", partial(_unavailable, "triton"), _ours),
-    Provider("CuPy ElementwiseKernel", "cupy", partial(_unavailable, "cupy"), _cupy),
+    Provider("gpuact on CuPy", "cupy", _no_cupy, _ours, "cupy"),
+    Provider("gpuact on Triton", "torch on CUDA", _no_triton, _ours, "triton"),
     Provider("torch", "torch on CUDA", _no_torch_gpu, _torch),
     Provider("torch.compile", "torch on CUDA", _no_torch_gpu, _torch_compiled, compiles=True),
-)
-
-# Without CUDA graphs, which would copy every input into memory of their own.
-AUTOTUNED = partial(_torch_compiled, mode="max-autotune-no-cudagraphs")
-
-ELEMENTWISE_ON_GPU = (
-    *ON_GPU,
-    Provider("torch.compile, tuned", "torch on CUDA", _no_torch_gpu, AUTOTUNED, compiles=True),
-    Provider("cupy.fuse", "cupy", partial(_unavailable, "cupy"), _cupy_fuse),
-    Provider("cupyx", "cupy", partial(_unavailable, "cupy"), _cupyx),
-)
-
-ROWS_ON_GPU = (
-    *ELEMENTWISE_ON_GPU,
+    Provider("torch.compile, tuned", "torch on CUDA", _no_torch_gpu, TUNED, compiles=True),
+    Provider("CuPy ElementwiseKernel", "cupy", _no_cupy, _cupy),
+    Provider("cupy.fuse", "cupy", _no_cupy, _cupy_fuse),
+    Provider("cupyx", "cupy", _no_cupy, _cupyx),
     Provider(
         "Liger",
         "torch on CUDA",
@@ -564,7 +643,7 @@ HOLDERS_ON_CPU = (
     Provider("gpuact on torch tensors", "torch on the CPU", partial(_missing, "torch"), _ours),
     ON_CPU[-1],
 )
-HOLDERS_ON_GPU = tuple(p for p in ON_GPU if p.place == "torch on CUDA")
+HOLDERS_ON_GPU = ON_GPU[1:4]
 
 
 # -- a call of relu -------------------------------------------------------------------------------

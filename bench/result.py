@@ -1,8 +1,8 @@
 """A run as it is kept: one JSON file, whose schema is the dataclasses below and those of its rows.
 
-`rows` are suite.Row, `host_costs` host.Cost, `held_for_backward` held.Held, `digits` digits.Trained.
-Times are in seconds, sizes in bytes, rates in bytes per second. A file is written anew after every
-case, so that whatever ends a run leaves a whole file of what was measured until then.
+`rows` are suite.Row, `host_costs` host.Cost, `held_for_backward` held.Held, `digits`
+digits.Trained. Times are in seconds, sizes in bytes, rates in bytes per second. A file is written
+anew after every case, so that whatever ends a run leaves a whole file of what was measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -92,6 +92,7 @@ class Result:
     seconds: float = 0.0  # that the run took
     finished: bool = False
     stopped: str = ""  # what ended it early
+    restarts: int = 0  # of the process that measures
     conditions: Sequence[Condition] = ()
     copies: Sequence[CopyRate] = ()
     rows: Sequence[Row] = ()
@@ -364,8 +365,3 @@ def begun(settings: Mapping[str, Any]) -> Result:
         versions=versions(),
         settings=dict(settings),
     )
-
-
-def sampled(result: Result) -> Result:
-    """The same, marked as made up."""
-    return replace(result, sample=True)

@@ -2,109 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import gpuact
+from . import compare, console, in_torch, result
+from .goals import Verdict, verdicts
+from .result import Judged, Result
+from .suites import Asked, Job, Suite, settings
+from .worker import Found, Worker, missing
 
-from . import in_torch, report
-from .cases import (
-    CPU,
-    ELEMENTWISE_CPU,
-    ELEMENTWISE_GOALS,
-    ELEMENTWISE_GPU,
-    GOALS,
-    GPU,
-    HELD,
-    HOST,
-    ROWS_CPU,
-    ROWS_GPU,
-    Case,
-    Goal,
-    rows_goals,
-)
-from .digits import EPOCHS, HIDDEN, Trained, difference_from_s_minus_y, train_all
-from .held import Held, held
-from .host import Cost, costs
-from .providers import (
-    CALLERS_ON_CPU,
-    CALLERS_ON_GPU,
-    ELEMENTWISE_ON_GPU,
-    HOLDERS_ON_CPU,
-    HOLDERS_ON_GPU,
-    IN_TORCH_ON_CPU,
-    IN_TORCH_ON_GPU,
-    ON_CPU,
-    ON_GPU,
-    ROWS_ON_GPU,
-    Caller,
-    Provider,
-)
-from .suite import Row, Verdict, verdicts
-from .suite import run as run_cases
+INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 
-@dataclass(frozen=True)
-class Suite:
-    """What is run of a suite, and by whom."""
+@dataclass
+class Log:
+    """What was measured so far; kept in a file as well, if it has one."""
 
-    cases: Sequence[Case]
-    providers: Sequence[Provider]
-    goals: Sequence[Goal] = ()
-    callers: Sequence[Caller] = ()
-    holders: Sequence[Provider] = ()
-    held: Sequence[Case] = ()
-    ways: Sequence[str] = ()  # of calling, by the names of their rows
-    in_torch: Sequence[in_torch.Row] = ()  # by `providers`
-
-    def only(self, text: str) -> Suite:
-        """What has this in its name."""
-        return replace(
-            self,
-            cases=[case for case in self.cases if text in case.name],
-            goals=[goal for goal in self.goals if text in goal.case],
-            held=[case for case in self.held if text in case.name],
-            ways=[way for way in self.ways if text in way],
-            in_torch=[row for row in self.in_torch if text in row.name],
-        )
+    result: Result
+    path: Path | None
+    start: float
 
     @property
-    def empty(self) -> bool:
-        return not (self.cases or self.held or self.ways or self.in_torch)
+    def seconds(self) -> float:
+        return perf_counter() - self.start
 
+    def note(self, when: str) -> None:
+        """Clocks and temperatures."""
+        now = result.conditions(when, self.seconds)
+        self.result = replace(self.result, conditions=[*self.result.conditions, *now])
 
-def _suite(name: str) -> Suite:
-    """`elementwise` and `rows` are the GPU's where one answers, else the CPU's, without goals."""
-    if name == "cpu":
-        return Suite(CPU, ON_CPU, GOALS)
-    if name == "gpu":
-        return Suite(GPU, ON_GPU)
-    if name == "digits":
-        return Suite((), ())
-    if name == "torch":
-        found = IN_TORCH_ON_CPU if IN_TORCH_ON_GPU[0].why_not() else IN_TORCH_ON_GPU
-        return Suite((), found, in_torch=in_torch.ROWS)
-    if name == "rows" and _gpu_answers():
-        return Suite(ROWS_GPU, ROWS_ON_GPU, rows_goals(report.gpu()))
-    if name == "rows":
-        return Suite(ROWS_CPU, ON_CPU)
-    beside = {"held": HELD, "ways": tuple(HOST.values())}
-    if not _gpu_answers():
-        return Suite(ELEMENTWISE_CPU, ON_CPU, (), CALLERS_ON_CPU, HOLDERS_ON_CPU, **beside)
-    who = ELEMENTWISE_ON_GPU, ELEMENTWISE_GOALS, CALLERS_ON_GPU, HOLDERS_ON_GPU
-    return Suite(ELEMENTWISE_GPU, *who, **beside)
+    def add(self, found: Found) -> None:
+        more = {table: [*getattr(self.result, table), *rows] for table, rows in found.items()}
+        self.change(**more)
+
+    def change(self, **fields: Any) -> None:
+        self.result = replace(self.result, **fields, seconds=round(self.seconds, 3))
+        if self.path:
+            result.write(self.result, self.path)
 
 
 def _bar(out: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     return Progress(
-        *columns,
+        BarColumn(),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.description}"),
         console=out,
         transient=True,
         auto_refresh=False,  # a thread that draws would be timed along with the cases
@@ -112,118 +60,141 @@ def _bar(out: Console) -> Progress:
     )
 
 
-def _gpu_answers() -> bool:
-    found = gpuact.backends()
-    return found["cupy"].available or found["triton"].available
+def _show(out: Console, job: Job, suite: Suite, found: Found) -> None:
+    for rate in found.get("copies", ()):
+        console.print_copy(out, rate)
+    rows, costs = found.get("rows", ()), found.get("host_costs", ())
+    if rows:
+        console.print_case(out, rows)
+    if job.kind == "cost":
+        console.print_costs(out, costs)
+    elif costs:
+        console.print_overheads(out, costs, [provider.name for provider in suite.in_torch_by])
+    console.print_held(out, found.get("held_for_backward", ()))
 
 
-def throughput(out: Console, suite: Suite, seconds: float) -> list[Row]:
-    out.print(report.heading())
-    rows: list[Row] = []
+def _headings(out: Console, suite: Suite, on_gpu: bool) -> dict[str, Callable[[], None]]:
+    """What stands above the first job of a kind."""
+
+    def inside() -> None:
+        place = suite.in_torch_by[0].place if suite.in_torch_by else "torch on the CPU"
+        out.print(in_torch.WHAT[place])
+        out.print(f"torch.compile: fullgraph, static shapes, mode {in_torch.MODES[place]}")
+        out.print(console.overhead_heading(provider.name for provider in suite.in_torch_by))
+
+    return {"case": lambda: out.print(console.heading(on_gpu)), "torch": inside}
+
+
+def measure(out: Console, log: Log, worker: Worker, minutes: float) -> None:
+    """All jobs of the suite, or as many as there is time for."""
+    suite = worker.suite
+    headings = _headings(out, suite, log.result.on_gpu)
+    jobs = list(suite.jobs())
     with _bar(out) as bar:
-        total = len(suite.cases) + sum(case.graphed for case in suite.cases)
-        task = bar.add_task("cases", total=total)
-        for found in run_cases(suite.cases, suite.providers, seconds):
-            report.print_case(out, found)
-            rows += found
+        task = bar.add_task("", total=len(jobs))
+        for job in jobs:
+            bar.update(task, description=f"{job.kind} {job.name}", refresh=True)
+            if minutes and log.seconds > 60 * minutes:
+                reason = f"the {minutes:g} minutes were over"
+                found = missing(suite, job, "", "not run", reason)
+                log.result = replace(log.result, stopped=reason)
+            else:
+                found = worker.do(job)
+            headings.pop(job.kind, lambda: None)()
+            _show(out, job, suite, found)
+            if job.kind == "case":
+                log.note(f"after {job.name}")
+            log.add(found)
             bar.update(task, advance=1, refresh=True)
-    return rows
 
 
-def host_costs(out: Console, suite: Suite, seconds: float) -> list[Cost]:
-    found = []
-    for rows in costs(suite.callers, suite.ways, seconds):
-        report.print_costs(out, rows)
-        found += rows
-    return found
-
-
-def overheads(out: Console, suite: Suite, seconds: float) -> list[Cost]:
-    names = [provider.name for provider in suite.providers]
-    place = suite.providers[0].place
-    out.print(in_torch.WHAT[place])
-    out.print(f"torch.compile: fullgraph, static shapes, mode {in_torch.MODES[place]}")
-    out.print(report.overhead_heading(names))
-    found = []
-    for rows in in_torch.costs(suite.in_torch, suite.providers, seconds):
-        report.print_overheads(out, rows, names)
-        found += rows
-    return found
-
-
-def bytes_held(out: Console, suite: Suite) -> list[Held]:
-    found = []
-    for rows in held(suite.held, suite.holders):
-        report.print_held(out, rows)
-        found += rows
-    return found
-
-
-def digits(out: Console, epochs: int) -> list[Trained]:
-    trained = []
-    with _bar(out) as bar:
-        for row in bar.track(train_all(epochs), total=len(HIDDEN), description="digits"):
-            trained.append(row)
-    out.print(report.digits_table(trained))
-    difference = difference_from_s_minus_y()
-    out.print(f"dZ of cross_entropy_with_grad is S − Y: the largest difference is {difference:.1e}")
-    return trained
-
-
-def _failures(
-    rows: Iterable[Row | Cost], goals: Iterable[Verdict], trained: Iterable[Trained]
-) -> list[str]:
-    """What --check does not let pass; a rival may be as wrong as it likes."""
-    bad = (r for r in rows if r.status in ("wrong", "failed") and r.provider.startswith("gpuact"))
+def _judged(found: Iterable[Verdict]) -> list[Judged]:
     return [
-        *(f"{r.case}: {r.provider}: {r.reason}" for r in bad),
-        *(report.verdict(g) for g in goals if not g.held),
-        *(f"digits with {t.activation}: {t.accuracy:.1%}" for t in trained if not t.enough),
+        Judged(
+            *(v.goal.what, v.ours, v.goal.rival, v.goal.figure, v.goal.limit),
+            value=v.value,
+            held=v.held,
+        )
+        for v in found
     ]
 
 
-def run(args: argparse.Namespace) -> int:
-    out = report.console()
-    name = args.command or args.suite
-    if name == "here":
-        name = "gpu" if _gpu_answers() else "cpu"
-    suite = _suite(name)
-    if args.only:
-        suite = suite.only(args.only)
-        if suite.empty:
-            message = f"bench: --only: {args.only!r} came, no case of {name} has it in its name"
-            print(message, file=sys.stderr)
-            return 2
-    report.print_machine(out)
-    if name in ("elementwise", "rows") and not _gpu_answers():
-        out.print(
-            "No GPU answers here: the cases have a CPU's sizes, and the goals are not measured."
-        )
-    rows = throughput(out, suite, args.seconds) if suite.cases else []
-    paid = host_costs(out, suite, args.seconds)
-    paid += overheads(out, suite, args.seconds) if suite.in_torch else []
-    kept = bytes_held(out, suite)
-    goals = verdicts([*rows, *paid], suite.goals)
-    if goals and name == "rows":
-        report.print_verdicts(out, goals)
-    elif goals and name == "cpu":
-        out.print(report.verdict_table(goals))
-    elif goals:
-        report.print_goals(out, goals)
-    trained: list[Trained] = []
-    epochs = args.epochs or EPOCHS
-    if name == "digits" or args.suite == "here":
-        trained = digits(out, epochs)
-    if args.out:
-        settings = {
-            "suite": name,
-            "seconds_per_case": args.seconds,
-            "only": args.only,
-            "epochs": epochs,
-        }
-        result = report.record(settings, rows, paid, kept, goals, trained)
-        out.print(f"written: {report.write(result, args.out)}")
-    failures = _failures([*rows, *paid], goals, trained) if args.check else []
+def _failures(found: Result, goals: Iterable[Verdict]) -> list[str]:
+    """What --check does not let pass; a rival may be as wrong as it likes."""
+    rows = (*found.rows, *found.host_costs)
+    bad = (r for r in rows if r.status in ("wrong", "failed", "lost"))
+    return [
+        *(f"{r.case}: {r.provider}: {r.reason}" for r in bad if r.provider.startswith("gpuact")),
+        *(console.verdict(g) for g in goals if not g.held),
+        *(f"digits with {t.activation}: {t.accuracy:.1%}" for t in found.digits if not t.enough),
+    ]
+
+
+def _show_goals(out: Console, goals: list[Verdict]) -> None:
+    """Where each case has goals of its own, below it; where one is set for many, how many hold."""
+    own = [g for g in goals if g.goal.ours != ("gpuact on NumPy",) and len(g.goal.ours) > 1]
+    plain = [g for g in goals if g.goal.ours == ("gpuact on NumPy",)]
+    many = [g for g in goals if g not in own and g not in plain]
+    if plain:
+        out.print(console.verdict_table(plain))
+    if many:
+        console.print_goals(out, many)
+    if own:
+        console.print_verdicts(out, own)
+
+
+def _report(out: Console, log: Log) -> None:
+    """The page beside the JSON, where what draws it is installed."""
+    if log.path is None:
+        return
+    out.print(f"written: {log.path}")
+    try:
+        from . import page
+    except ImportError as error:
+        out.print(f'no page: {error}: pip install "gpuact[bench]" brings it')
+        return
+    for path in page.write([log.result], log.path.parent, log.path.stem):
+        out.print(f"written: {path}")
+
+
+def run(
+    asked: Asked,
+    folder: Path | None = None,
+    minutes: float = 0,
+    check: bool = False,
+    against: Result | None = None,
+) -> int:
+    """folder: where the result goes, if anywhere; against: a result to compare it with."""
+    out = console.console()
+    begun = result.begun(settings(asked, minutes=minutes))
+    path = result.path_of(begun, folder) if folder else None
+    log = Log(begun, path, perf_counter())
+    console.print_machine(out, begun)
+    if not asked.on_gpu and asked.suite != "digits":
+        out.print("No GPU answers here: the cases have a CPU's sizes.")
+    log.note("start")
+    interrupted = False
+    with Worker(asked) as worker:
+        try:
+            measure(out, log, worker, minutes)
+        except KeyboardInterrupt:
+            interrupted = True
+            out.print("interrupted: what was measured until here is kept")
+        restarts = max(0, worker.restarts)
+    log.note("end")
+    goals = verdicts((*log.result.rows, *log.result.host_costs), worker.suite.goals)
+    stopped = "interrupted" if interrupted else log.result.stopped
+    judged = _judged(goals)
+    log.change(stopped=stopped, finished=not stopped, goals=judged, restarts=restarts)
+    _show_goals(out, goals)
+    if log.result.digits:
+        out.print(console.digits_table(log.result.digits))
+    if against:
+        compare.print_comparison(out, compare.compare(against, log.result))
+    _report(out, log)
+    if interrupted:
+        return INTERRUPTED
+    failures = _failures(log.result, goals) if check else []
     for failure in failures:
         out.print(f"check: {failure}")
     return 1 if failures else 0

@@ -1,22 +1,24 @@
-"""Run cases: check every provider against gpuact on NumPy, then time those that are right."""
+"""Run a case: check every provider against gpuact on NumPy, then time those that are right."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 import gpuact
 
-from .cases import COPY, IN_A_GRAPH, Case, Chain, Goal, inputs
-from .measure import PLACES, Calls, Host, Replayed, Timing, interleaved, rotated
+from .cases import Case, Chain, sources, whole
+from .measure import Calls, Host, Repeated, Replayed, Timing, Unwaited, interleaved, rotated
 from .providers import Provider, in_a_line
+from .tables import COPY
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = Mapping[str, "Array | Repeated"]
 Outputs = tuple[Array, ...]
 # "lost": its process died or fell silent; "not run": the run ended before its turn
 Status = Literal["timed", "wrong", "failed", "lost", "unavailable", "not run"]
@@ -38,6 +40,8 @@ STRAY = {"float16": 1e-3, "bfloat16": 1e-3}
 # Elements compared; of larger arrays every k-th row, the last one included. Of rows as many as the
 # host compares in half a second, for each provider.
 CHECKED = {"elementwise": 1 << 22, "rows": 1 << 23, "loss": 1 << 23}
+
+DIGITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}  # behind the leading one
 
 OVERWRITES = "writes over its input, so that each call is given what the last one left"
 OWN_MASK = "its mask is its own: values are right as kept or as dropped, sums are not compared"
@@ -86,12 +90,39 @@ def _sampled(case: Case, arrays: Iterable[Any]) -> Any:
     return tuple(array[sample] if tuple(array.shape[:1]) == rows else array for array in arrays)
 
 
-def reference(case: Case, arrays: Mapping[str, Array]) -> Outputs:
+def reference(case: Case, arrays: Arrays) -> Outputs:
     """What gpuact on NumPy computes for the sampled rows."""
-    given = arrays.values() if case.whole else _sampled(case, arrays.values())
+    given = map(whole, arrays.values()) if case.whole else _sampled(case, arrays.values())
     with gpuact.using("numpy"):
         outputs = _outputs(case.public(*given, **case.options))
     return _sampled(case, outputs) if case.whole else outputs
+
+
+def truth(case: Case, arrays: Arrays) -> Outputs | None:
+    """The same in float64, of the same inputs; None where that is too much to compute."""
+    if case.whole or case.dtype == "float64":
+        return None
+    given = (
+        array if array.dtype.kind == "i" else array.astype(np.float64)
+        for array in _sampled(case, arrays.values())
+    )
+    with gpuact.using("numpy"):
+        return _outputs(case.public(*given, **case.options))
+
+
+def error_ulp(outputs: Outputs, expected: Outputs) -> float:
+    """The largest error, in ulp of the result's dtype: of the value, or of the mean of all where a
+    value is smaller, since a difference that cancels has no digits to be right in."""
+    largest = 0.0
+    for got, want in zip(outputs, expected, strict=True):
+        size = np.abs(want)
+        size = np.where(size < np.inf, size, 0)
+        exponent = np.frexp(np.maximum(size, size.mean()))[1] - 1
+        ulp = np.exp2(exponent - DIGITS[got.dtype.name])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            off = np.abs(got.astype(np.float64) - want) / ulp
+        largest = max(largest, float(off[np.isfinite(off)].max(initial=0.0)))
+    return largest
 
 
 def _far(case: Case, got: Array, want: Array) -> Array:
@@ -133,7 +164,7 @@ def mistake(case: Case, outputs: Outputs, expected: Outputs, stray: float = 0.0)
     return found
 
 
-def _alternatives(case: Chain, arrays: Mapping[str, Array]) -> tuple[list[Array], list[Array]]:
+def _alternatives(case: Chain, arrays: Arrays) -> tuple[list[Array], list[Array]]:
     """Each sampled value of x's size as it is where it was kept, and where it was dropped."""
     given = zip(arrays, _sampled(case, arrays.values()), strict=True)
     wide = {name: array.astype(np.float32) for name, array in given}
@@ -147,7 +178,7 @@ def _alternatives(case: Chain, arrays: Mapping[str, Array]) -> tuple[list[Array]
 
 
 def mistake_but_for_the_mask(
-    case: Chain, outputs: Outputs, expected: Outputs, arrays: Mapping[str, Array]
+    case: Chain, outputs: Outputs, expected: Outputs, arrays: Arrays
 ) -> str | None:
     """`mistake` for a rival whose dropout draws numbers of its own.
 
@@ -175,34 +206,42 @@ def failed(error: Exception) -> tuple[Status, str]:
     return "failed", in_a_line(error)
 
 
+class Checked(NamedTuple):
+    """What there is to say to one provider's results: "timed" if a call may be timed."""
+
+    status: Status
+    reason: str
+    error_ulp: float | None = None
+
+
 def checked(
     case: Case,
     place: Host,
     run: Callable[[], Any],
     expected: Outputs,
     wrong: Callable[..., str | None] = mistake,
-) -> tuple[Status, str]:
-    """ "timed" if a call may be timed, else what is wrong with it."""
+    exact: Outputs | None = None,
+) -> Checked:
     try:
         outputs = tuple(place.take(y) for y in _sampled(case, _outputs(run())))
         reason = wrong(case, outputs, expected)
     except Exception as error:
-        return failed(error)
-    return ("timed", "") if reason is None else ("wrong", reason)
+        return Checked(*failed(error))
+    if reason is not None:
+        return Checked("wrong", reason)
+    return Checked("timed", "", None if exact is None else error_ulp(outputs, exact))
 
 
-def _judge(
-    case: Case, provider: Provider, arrays: Mapping[str, Array]
-) -> tuple[Callable[..., str | None], str]:
+def _judge(case: Case, provider: Provider, arrays: Arrays) -> tuple[Callable[..., str | None], str]:
     """Who looks at a provider's results, and what there is to say about that."""
-    if provider.name.startswith("gpuact") or not isinstance(case, Chain):
+    if provider.backend or not isinstance(case, Chain):
         return mistake, ""
     if case.dropout:
         return partial(mistake_but_for_the_mask, arrays=arrays), OWN_MASK
     return partial(mistake, stray=STRAY.get(case.dtype, 0)), ""
 
 
-def _copies(case: Case, place: Host, x: Array, held: Iterable[Sequence[Any]]) -> Calls:
+def _copies(case: Case, place: Host, x: Array | Repeated, held: Iterable[Sequence[Any]]) -> Calls:
     """What moves the case's bytes and does nothing else: half are read, half are written.
 
     Read are the case's own arrays, if the first is large enough: gigabytes need not be there twice.
@@ -210,165 +249,163 @@ def _copies(case: Case, place: Host, x: Array, held: Iterable[Sequence[Any]]) ->
     half = case.bytes // 2
     if x.nbytes >= half:
         return [partial(place.copy, place.flat(first)[:half]) for first, *_ in held]
-    larger = np.resize(x.reshape(-1).view(np.uint8), half)
+    base = x.base if isinstance(x, Repeated) else x
+    larger = Repeated(base.reshape(-1).view(np.uint8), (half,))
     return [partial(place.copy, *args) for args in rotated(place, [larger])]
 
 
-def _rows(
-    case: Case, name: str, contenders: Contenders, notes: Mapping[str, str], budget: float
-) -> list[Row]:
-    """All contenders timed in turn."""
-    timings = interleaved(contenders, budget)
-    copy = timings[COPY]
-    return [
-        Row(
-            name,
-            case.bytes,
-            case.formula,
-            who,
-            "timed",
-            timing=timing,
-            bytes_per_second=case.bytes / timing.median,
-            share_of_copy=copy.median / timing.median,
-            note=notes.get(who, ""),
-        )
-        for who, timing in timings.items()
-    ]
+class Broken(Exception):
+    """What a provider did has made its device useless to everybody: only a new process helps."""
 
 
-def _graphs(case: Case, contenders: Contenders, budget: float) -> list[Row]:
-    """The same calls in CUDA graphs."""
-    name = case.name + IN_A_GRAPH
-    recorded: dict[str, tuple[Host, Calls]] = {}
-    rows = []
-    for who, (place, calls) in contenders.items():
-        try:
-            recorded[who] = Replayed(place, calls), calls
-        except Exception as error:
-            rows.append(Row(name, case.bytes, case.formula, who, *failed(error)))
-    return (_rows(case, name, recorded, {}, budget) if COPY in recorded else []) + rows
+def _still_there(place: Host, reason: str) -> None:
+    """After a failure. An illegal access makes every later call of this process fail."""
+    try:
+        place.synchronize()
+    except Exception as error:
+        raise Broken(reason or in_a_line(error)) from error
 
 
-def run_case(
-    case: Case, providers: Sequence[Provider], places: Mapping[str, Host], budget: float
-) -> Iterator[list[Row]]:
-    """One row a provider that has the function; the copy comes first, and is the measure.
+@dataclass
+class _Contender:
+    """Whoever is to be timed in a case."""
 
-    After them, where the case asks for it, the same in CUDA graphs.
-    """
-    rows: list[Row] = []
-    arrays = inputs(case)
-    expected = reference(case, arrays)
-    held = {name: rotated(place, list(arrays.values())) for name, place in places.items()}
+    place: Host
+    calls: Calls
+    row: Row  # but for its timings
 
-    name, first = next(iter(places.items()))
-    contenders: dict[str, tuple[Host, Calls]] = {
-        COPY: (first, _copies(case, first, next(iter(arrays.values())), held[name]))
-    }
-    notes: dict[str, str] = {}
-    for provider in providers:
-        if provider.compiles and not case.compiled:
-            continue
-        place = places[provider.place]
-        judge, note = _judge(case, provider, arrays)
+
+class Turn:
+    """One case, from its arrays to its rows. `at` is told whose turn it is."""
+
+    def __init__(
+        self,
+        case: Case,
+        places: Mapping[str, Host],
+        at: Callable[[str], object] = lambda who: None,
+    ) -> None:
+        self.case, self.places, self.at = case, places, at
+        self.arrays = sources(case)
+        self.expected, self.exact = reference(case, self.arrays), truth(case, self.arrays)
+        self.held = {name: rotated(p, list(self.arrays.values())) for name, p in places.items()}
+        name, first = next(iter(places.items()))
+        x = next(iter(self.arrays.values()))
+        copies = _copies(case, first, x, self.held[name])
+        self.contenders = {COPY: _Contender(first, copies, row_of(case, COPY))}
+        self.rows: list[Row] = []  # of those that are not timed
+
+    def enter(self, provider: Provider) -> None:
+        """Ask the provider for the function, and look at what it computes."""
+        case, place = self.case, self.places[provider.place]
+        judge, note = _judge(case, provider, self.arrays)
+        row = row_of(case, provider.name, backend=provider.backend)
+        self.at(provider.name)
         try:
             function = provider.spell(case)
         except Exception as error:
             status, reason = failed(error)
+            self.rows.append(replace(row, status=status, reason=reason))
+            return
+        if function is None:
+            return
+        given = self.held[provider.place]
+        if case.function in provider.overwrites:
+            given = [tuple(place.copy(array) for array in args) for args in given]
+            note = OVERWRITES
+        calls = [partial(function, *args, **case.options) for args in given]
+        found = checked(case, place, calls[0], self.expected, judge, self.exact)
+        row = replace(row, status=found.status, reason=found.reason, error_ulp=found.error_ulp)
+        if found.status == "timed":
+            row = replace(row, note=note, peak_bytes=place.peak(calls[0]))
+            self.contenders[provider.name] = _Contender(place, calls, row)
         else:
-            if function is None:
-                continue
-            given = held[provider.place]
-            if case.function in provider.overwrites:
-                given = [tuple(place.copy(array) for array in args) for args in given]
-                note = OVERWRITES
-            calls = [partial(function, *args, **case.options) for args in given]
-            status, reason = checked(case, place, calls[0], expected, judge)
-        if status == "timed":
-            contenders[provider.name] = place, calls
-            notes[provider.name] = note
-        else:
-            about = (case.name, case.bytes, case.formula, provider.name)
-            rows.append(Row(*about, status, reason))
-    yield _rows(case, case.name, contenders, notes, budget) + rows
-    if case.graphed:
-        yield _graphs(case, contenders, budget)
+            _still_there(place, found.reason)
+            self.rows.append(row)
 
+    def timed(self, budget: float) -> list[Row]:
+        """All contenders in turn; after them those that are not timed."""
+        who = self.contenders
+        alone = {name: (self._recorded(one), one.calls) for name, one in who.items()}
+        timings = interleaved(alone, budget, self.at)
+        called: Mapping[str, Timing] = {}
+        if any(one.place.graphs for one in who.values()):
+            once = timings[COPY].median
+            plain = {n: (Unwaited(one.place, once), one.calls) for n, one in who.items()}
+            called = interleaved(plain, budget / 3, self.at)
+        return [
+            replace(
+                who[name].row,
+                timing=timing,
+                call=called.get(name),
+                bytes_per_second=self.case.bytes / timing.median,
+                share_of_copy=timings[COPY].median / timing.median,
+            )
+            for name, timing in timings.items()
+        ] + self.rows
 
-def run(cases: Iterable[Case], providers: Sequence[Provider], budget: float) -> Iterator[list[Row]]:
-    """The rows of each case in turn, with `budget` seconds of timing for each case.
-
-    At the end come those providers that cannot run here.
-    """
-    reasons = {provider.name: provider.why_not() for provider in providers}
-    able = [provider for provider in providers if reasons[provider.name] is None]
-    places = {provider.place: PLACES[provider.place]() for provider in able}
-    for case in cases if able else ():
+    def _recorded(self, one: _Contender) -> Host:
+        """In a CUDA graph, if the place has any and the work can be recorded."""
+        if not one.place.graphs:
+            return one.place
+        self.at(one.row.provider)
         try:
-            yield from run_case(case, able, places, budget)
-        except Exception as error:  # its arrays do not fit this GPU, say: the others may
-            about = (case.name, case.bytes, case.formula)
-            yield [Row(*about, provider.name, *failed(error)) for provider in able]
+            found: Host = Replayed(one.place, one.calls)
+            one.row = replace(one.row, method="graph")
+        except Exception as error:
+            _still_there(one.place, in_a_line(error))
+            found = one.place
+            said = f"no CUDA graph of it ({in_a_line(error)}): launches are timed along"
+            note = f"{one.row.note}; {said}" if one.row.note else said
+            one.row = replace(one.row, method="events", note=note)
+        return found
+
+
+def row_of(
+    case: Case, provider: str, status: Status = "timed", reason: str = "", **more: Any
+) -> Row:
+    """A case's row, but for what is measured."""
+    return Row(
+        *(case.name, case.bytes, case.formula, provider, status, reason),
+        suite=case.suite,
+        function=case.function,
+        dtype=case.dtype,
+        shape=case.shape,
+        headline=case.headline,
+        **more,
+    )
+
+
+def _run_case(
+    case: Case,
+    able: Sequence[Provider],
+    places: Mapping[str, Host],
+    budget: float,
+    at: Callable[[str], object],
+) -> list[Row]:
+    try:
+        turn = Turn(case, places, at)
+        for provider in able:
+            turn.enter(provider)
+        return turn.timed(budget)
+    except Broken:
+        raise
+    except Exception as error:  # its arrays do not fit this GPU, say: those of the next may
+        for place in places.values():
+            _still_there(place, in_a_line(error))
+        return [row_of(case, p.name, *failed(error), backend=p.backend) for p in able]
+
+
+def run_case(
+    case: Case,
+    providers: Sequence[Provider],
+    places: Mapping[str, Host],
+    budget: float,
+    at: Callable[[str], object] = lambda who: None,
+) -> list[Row]:
+    """One row a provider that has the function; the copy comes first, and is the measure."""
+    able = [p for p in providers if case.compiled or not p.compiles]
+    try:
+        return _run_case(case, able, places, budget, at)
+    finally:  # its arrays are gone by now
         for place in places.values():  # one library's pool would starve the other
             place.release()
-    yield [
-        Row("", 0, "", name, "unavailable", reason)
-        for name, reason in reasons.items()
-        if reason is not None
-    ]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One goal: what was measured, and whether it holds; None where a row is missing."""
-
-    goal: Goal
-    value: float | None
-    held: bool
-    ours: str  # the better of those that the goal names, or all of them where none was timed
-
-    @property
-    def word(self) -> str:
-        return "not measured" if self.value is None else "held" if self.held else "missed"
-
-
-class Measured(Protocol):
-    """A row of any table that a goal may be about."""
-
-    @property
-    def case(self) -> str: ...
-    @property
-    def provider(self) -> str: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def timing(self) -> Timing | None: ...
-
-
-def _rivals(goal: Goal, timed: Mapping[tuple[str, str], Measured]) -> list[Measured | None]:
-    """Who is beside us: None for one who is named and was not timed, if it is not ourselves."""
-    case = goal.neighbour or goal.case
-    here = {who: row for (name, who), row in timed.items() if name == case}
-    named = goal.rivals or [who for who in here if who not in (COPY, *goal.ours)]
-    return [here.get(who) for who in named if who in here or who not in goal.ours]
-
-
-def _verdict(goal: Goal, timed: Mapping[tuple[str, str], Measured]) -> Verdict:
-    found = [timed[goal.case, who] for who in goal.ours if (goal.case, who) in timed]
-    rivals = _rivals(goal, timed)
-    if not found or None in rivals or not (rivals or goal.alone):
-        return Verdict(goal, None, False, goal.who)
-    ours = min(found, key=lambda row: row.timing.median)
-    # who is as quick as his rival is behind him in every second run: behind is whose median lies
-    # above the rival's 80 % quantile
-    slack = goal.figure == "not behind"
-    theirs = [
-        (row.timing.high if slack else row.timing.median) * ours.bytes / row.bytes for row in rivals
-    ]
-    value = goal.value(ours.timing.median, min(theirs, default=0), ours.bytes)
-    return Verdict(goal, value, goal.held(value), ours.provider)
-
-
-def verdicts(rows: Iterable[Measured], goals: Iterable[Goal]) -> list[Verdict]:
-    timed = {(row.case, row.provider): row for row in rows if row.timing}
-    return [_verdict(goal, timed) for goal in goals]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from rich.text import Text
 import gpuact
 from gpuact.torch import distributed
 
-from . import report
+from . import console, result
 from .measure import ROUNDS, WARM_UP
 from .suite import TOLERANCE
 
@@ -186,7 +185,7 @@ def _table(rows: list[Measured]) -> Table:
             "not known" if size is None else f"{size / 1e6:,.1f} MB"
             for size in (row.shard, row.peak, row.bytes)
         )
-        time, low, high = (report.duration(t) for t in (row.median, row.low, row.high))
+        time, low, high = (console.duration(t) for t in (row.median, row.low, row.high))
         rate = f"{row.bytes / row.median / 1e9:.2f}"
         table.add_row(
             *(str(row.rank), f"{row.classes:,}", shard, peak),
@@ -196,7 +195,7 @@ def _table(rows: list[Measured]) -> Table:
 
 
 def _shown(out: Console, work: Work, rows: list[Measured], wrong: str | None) -> None:
-    report.print_machine(out)
+    console.print_machine(out, result.begun({}))
     what = f"{work.rows:,} rows × {sum(work.sizes):,} classes of {work.dtype}, integer targets"
     where = f"{len(rows)} {'rank' if len(rows) == 1 else 'ranks'} of {dist.get_backend()}"
     out.print(f"{what}; {where} on {work.device.type}")
@@ -208,9 +207,6 @@ def _shown(out: Console, work: Work, rows: list[Measured], wrong: str | None) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out or args.only:
-        print("bench: vocab_parallel has one case and writes no file", file=sys.stderr)
-        return 2
     with _group() as device:
         rows, classes, dtype = SIZES[device.type]
         rows, classes = args.rows or rows, args.classes or classes
@@ -224,5 +220,5 @@ def run(args: argparse.Namespace) -> int:
         wrong = [mistake(work, loss, gradient) if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(wrong, 0)
         if dist.get_rank() == 0:
-            _shown(report.console(), work, found, wrong[0])
+            _shown(console.console(), work, found, wrong[0])
     return int(args.check and wrong[0] is not None)

@@ -1,36 +1,22 @@
-"""A run as people see it (tables) and as it is kept (JSON)."""
+"""A run as it is seen while it goes on: tables on the console."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import gpuact
-
-from .cases import COPY, Goal
 from .digits import ENOUGH, Trained
+from .goals import Goal, Verdict
 from .held import Held
 from .host import Cost
 from .in_torch import OF
 from .measure import Timing
-from .suite import Row, Verdict
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
-SCHEMA = 1
+from .result import CopyRate, Result
+from .suite import Row
+from .tables import COPY
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -62,51 +48,75 @@ def _spread(timing: Timing) -> str:
 # -- the throughput table -------------------------------------------------------------------------
 
 
-def print_machine(out: Console) -> None:
-    here = machine()
+def print_machine(out: Console, result: Result) -> None:
+    here = result.machine
     devices = [f"{here['processor']}, {here['cores']} cores", *(g["name"] for g in here["gpus"])]
     out.print("; ".join(devices))
-    out.print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    out.print(", ".join(f"{name} {version}" for name, version in result.versions.items()))
 
 
-# Fixed widths, 78 in all: every case is a table of its own, and they line up.
+def print_copy(out: Console, rate: CopyRate) -> None:
+    moved = f"{rate.bytes / 1e6:,.0f} MB in {duration(rate.timing.median)}"
+    out.print(f"copy at the {rate.when}: {rate.bytes_per_second / 1e9:.1f} GB/s ({moved})")
+
+
+# Fixed widths: every case is a table of its own, and they line up.
 COLUMNS = (("", 24), ("time", 9), ("20–80 %", 18), ("GB/s", 9), ("of the copy", 11))
+CALLED = ("a call", 9)  # what it costs the host, where that is another thing
 
 
-def _columns() -> Table:
+def _columns(called: bool) -> Table:
     table = Table.grid(padding=(0, 1))
-    for name, width in COLUMNS:
+    for name, width in (*COLUMNS, CALLED) if called else COLUMNS:
         table.add_column(width=width, justify="right" if name else "left", no_wrap=True)
     return table
 
 
-def heading() -> Table:
-    table = _columns()
-    table.add_row(*(Text(name, "bold") for name, _ in COLUMNS))
+def heading(called: bool) -> Table:
+    table = _columns(called)
+    table.add_row(*(Text(name, "bold") for name, _ in ((*COLUMNS, CALLED) if called else COLUMNS)))
     return table
 
 
 def case_table(rows: Sequence[Row]) -> Table:
-    """One case: its name and bytes, a line a provider, and below why the others have none."""
-    table = _columns()
+    """A line a provider."""
+    called = any(row.call for row in rows)
+    table = _columns(called)
     for row in rows:
         if row.timing is None:
             continue
-        style = "dim" if row.provider == COPY else "bold" if "gpuact" in row.provider else ""
+        style = "dim" if row.provider == COPY else "bold" if row.backend else ""
         rate, share = f"{row.bytes_per_second / 1e9:.1f}", f"{row.share_of_copy:.0%}"
-        cells = (f"  {row.provider}", duration(row.timing.median), _spread(row.timing), rate, share)
+        cells = [f"  {row.provider}", duration(row.timing.median), _spread(row.timing), rate, share]
+        if called:
+            cells.append(duration(row.call.median) if row.call else "–")
         table.add_row(*cells, style=style)
     return table
 
 
+def in_a_line(rows: Sequence[Row]) -> Text:
+    """A case in a line: everybody's time, and his share of the copy's rate."""
+    text = Text(f"{rows[0].case}: ", "cyan")
+    timed = [row for row in rows if row.timing]
+    for row in timed:
+        style = "dim" if row.provider == COPY else "bold" if row.backend else ""
+        share = "" if row.provider == COPY else f" ({row.share_of_copy:.0%})"
+        last = "" if row is timed[-1] else ", "
+        text.append(f"{row.provider} {duration(row.timing.median)}{share}", style).append(last)
+    return text
+
+
 def print_case(out: Console, rows: Sequence[Row]) -> None:
-    if rows and rows[0].case:
+    """The headline's cases as tables, all others in a line; below, why somebody has no time."""
+    if rows and rows[0].headline:
         megabytes = f"{rows[0].bytes / 1e6:,.1f} MB"
         out.print(Text(rows[0].case, "cyan").append(f", {rows[0].bytes_formula} = {megabytes}"))
         out.print(case_table(rows))
+    elif rows and rows[0].case:
+        out.print(in_a_line(rows))
     for row in rows:
         if row.reason:
-            out.print(Text(f"  {row.provider}: {row.status}: {row.reason}", "yellow"))
+            out.print(Text(f"  {row.provider or row.case}: {row.status}: {row.reason}", "yellow"))
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
@@ -166,7 +176,7 @@ def print_overheads(out: Console, rows: Sequence[Cost], providers: Iterable[str]
 
 def print_held(out: Console, rows: Sequence[Held]) -> None:
     """One case: bytes an element that are kept for backward, and of what; a line a provider."""
-    if not rows:
+    if not rows:  # nobody here has autograd
         return
     out.print(Text(f"{rows[0].case}, held for backward", "cyan"))
     for row in rows:
@@ -196,7 +206,7 @@ def verdict(found: Verdict) -> str:
     """In one line."""
     goal, value = found.goal, "" if found.value is None else f" with {_value(found)}"
     beside = f" beside {goal.rival}" if goal.rival else ""
-    return f"{found.ours}: {goal.case}{beside}: {found.word}{value}"
+    return f"{found.ours}: {goal.what}{beside}: {found.word}{value}"
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:
@@ -206,7 +216,7 @@ def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     )
     for found in verdicts:
         word = Text(found.word, STYLES[found.word])
-        table.add_row(found.goal.case, found.goal.rival, _aim(found.goal), _value(found), word)
+        table.add_row(found.goal.what, found.goal.rival, _aim(found.goal), _value(found), word)
     return table
 
 
@@ -214,7 +224,7 @@ def print_verdicts(out: Console, verdicts: Iterable[Verdict]) -> None:
     """Where each case has goals of its own: they stand below it, with who reached them."""
     cases: dict[str, list[Verdict]] = {}
     for found in verdicts:
-        cases.setdefault(found.goal.case, []).append(found)
+        cases.setdefault(found.goal.what, []).append(found)
     out.print(Text("Goals", "bold"))
     for name, group in cases.items():
         out.print(Text(name, "cyan"))
@@ -247,140 +257,12 @@ def digits_table(trained: Iterable[Trained]) -> Table:
     table = Table(
         "hidden activation", title="Handwritten digits, trained by hand", title_style="bold"
     )
-    for name in ("test accuracy", "time per epoch", "loss at the end"):
+    for name in ("test accuracy", "time per epoch", "loss at the end", "dZ is S − Y but for"):
         table.add_column(name, justify="right")
     for row in trained:
         style = "" if row.enough else "red"
         accuracy = Text(f"{row.accuracy:.1%}", style)
-        table.add_row(row.activation, accuracy, duration(row.seconds), f"{row.loss:.4f}")
+        loss, difference = f"{row.loss:.4f}", f"{row.difference:.1e}"
+        table.add_row(row.activation, accuracy, duration(row.seconds), loss, difference)
     table.caption = f"bar: {ENOUGH:.0%} for all but linear and sigmoid"
     return table
-
-
-# -- JSON -----------------------------------------------------------------------------------------
-
-
-def kernel_hash(folder: Path = ROOT / "kernels") -> str:
-    """Of the kernels' sources: a GPU result speaks for these and no others."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".py", ".cuh"):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            digest.update(path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _gpus() -> list[dict[str, Any]]:
-    """Name, memory and driver of each GPU, as the driver tells; empty where none answers."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # not installed, or no driver: both mean that there is nothing to tell
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            {
-                "name": pynvml.nvmlDeviceGetName(handle),
-                "memory": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-                "driver": pynvml.nvmlSystemGetDriverVersion(),
-            }
-            for handle in handles
-        ]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def gpu() -> str:
-    """The name of the one that everything runs on, or nothing where nobody tells."""
-    return next((found["name"] for found in _gpus()), "")
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "gpus": _gpus(),
-    }
-
-
-PACKAGES = (
-    *("numpy", "ml_dtypes", "scipy", "scikit-learn"),
-    *("cupy-cuda12x", "cupy-cuda13x", "torch", "triton"),
-    *("liger-kernel", "quack-kernels", "flag-gems"),
-)
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "gpuact": gpuact.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def record(
-    settings: dict[str, Any],
-    rows: Sequence[Row],
-    costs: Sequence[Cost],
-    held: Sequence[Held],
-    verdicts: Sequence[Verdict],
-    trained: Sequence[Trained],
-) -> dict[str, Any]:
-    """A run as plain data: schema 1."""
-    changed = _git("status", "--porcelain")
-    return {
-        "schema": SCHEMA,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_since_commit": None if changed is None else bool(changed),
-        "kernels": kernel_hash(),
-        "machine": machine(),
-        "versions": versions(),
-        "settings": settings,
-        "rows": [asdict(row) for row in rows],
-        "host_costs": [asdict(row) for row in costs],
-        "held_for_backward": [asdict(row) for row in held],
-        "goals": [
-            {
-                "case": found.goal.case,
-                "ours": found.ours,
-                "rival": found.goal.rival,
-                "figure": found.goal.figure,
-                "limit": found.goal.limit,
-                "value": found.value,
-                "held": found.held,
-            }
-            for found in verdicts
-        ],
-        "digits": [asdict(row) for row in trained],
-    }
-
-
-def write(result: dict[str, Any], folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = result["time"].replace(":", "").replace("-", "").partition("+")[0]
-    path = folder / f"{stamp}-{result['settings']['suite']}.json"
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
