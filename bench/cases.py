@@ -31,10 +31,16 @@ PARAMETERS = ("scale", "bias", "weight")  # one number a channel
 NAMED = (("axis", "axis"), ("label_smoothing", "smoothing"))  # options that tell cases apart
 SUFFIXES = ("_backward", "_derivative", "_with_grad", "_jacobian")
 
-# Bytes of one number; of a loss, its gradient and a log-sum-exp they are a float32's, of a target
-# an int64's.
+# Bytes of one number.
 ITEM = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-ROW = {"target": 8, "loss": 4, "dloss": 4, "lse": 4}
+
+# What there is one of for each row: a target is an int64; the others are float32, of float64
+# logits float64.
+ROW = ("target", "loss", "dloss", "lse")
+
+
+def _loss_dtype(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,10 @@ class Case:
     @property
     def per_row(self) -> int:
         """Bytes of what there is one of for each row of a loss: read, and the loss itself."""
-        read = sum(ROW[name] for name in self.reads if name in ROW)
-        return read + ROW["loss"] if read and not self.backward else read
+        names = [name for name in self.reads if name in ROW]
+        if names and not self.backward:
+            names.append("loss")
+        return sum(8 if name == "target" else ITEM[_loss_dtype(self.dtype)] for name in names)
 
     @property
     def bytes(self) -> int:
@@ -234,7 +242,7 @@ def _loss_and_what_it_read(case: Case) -> dict[str, Array | Repeated]:
             logits, target[: rows[0]] * 0, return_lse=True, **case.options
         )
     return {
-        "dloss": np.resize(_normal("float32", case.shape[0]), case.shape[:1]),
+        "dloss": np.resize(_normal(_loss_dtype(case.dtype), case.shape[0]), case.shape[:1]),
         "logits": Repeated(logits.reshape(-1), case.shape),
         "target": target,
         "lse": np.resize(lse, case.shape[:1]),
@@ -272,6 +280,9 @@ def inputs(case: Case) -> dict[str, Array]:
 
 
 def every(cases: Sequence[Case], *, apart_from: Sequence[Case]) -> list[Case]:
-    """Those whose names are not among the others."""
+    """Each once, but for those whose names are among the others."""
     names = {case.name for case in apart_from}
-    return [case for case in cases if case.name not in names]
+    first: dict[str, Case] = {}
+    for case in cases:
+        first.setdefault(case.name, case)
+    return [case for name, case in first.items() if name not in names]

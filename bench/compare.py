@@ -304,7 +304,7 @@ def remarks(comparison: Comparison) -> list[str]:
         for name, result in (("A", a), ("B", b))
         if not result.finished
     ]
-    if a.device != b.device:
+    if a.device != b.device and comparison.rows:
         found.append("They are of different machines: times are compared as shares of the copy.")
     else:
         drifted = {c.case for c in comparison.copies if c.what == TIME and c.verdict != "noise"}
@@ -341,10 +341,14 @@ def _grid() -> Table:
     return table
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
 def _cells(change: Change) -> tuple[str, ...]:
     figures = [_written(change.what, value) for value in (change.before, change.after)]
-    ratio = "" if change.ratio is None else f"{change.ratio:.2f}×"
-    band = "" if change.low is None else f"{change.low:.2f}–{change.high:.2f}"
+    ratio = "" if change.ratio is None else f"{_times(change.ratio)}×"
+    band = "" if change.low is None else f"{_times(change.low)}–{_times(change.high)}"
     return f"  {change.provider}", change.what, *figures, ratio, band, change.verdict
 
 

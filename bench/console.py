@@ -22,8 +22,9 @@ UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def console() -> Console:
-    # "gpuact[bench]" is no markup, and not every number needs a colour
-    return Console(markup=False, highlight=False)
+    # "gpuact[bench]" is no markup, and not every number needs a colour; a file has room
+    out = Console(markup=False, highlight=False)
+    return out if out.is_terminal else Console(markup=False, highlight=False, width=100)
 
 
 def _unit(seconds: float) -> tuple[float, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,7 @@ from matplotlib.ticker import (
 from . import words
 from .result import Result
 from .suite import Row
-
-
-COPY = "copy"  # the provider beside whom all others are measured
+from .tables import COPY
 
 
 class Look(NamedTuple):
@@ -53,7 +52,7 @@ LOOKS: Mapping[str, Look] = {
     "gpuact": Look("#b3135f", "#ff77b3", "h"),
     "gpuact.torch.nn": Look("#8a6100", "#f2c14b", "P"),
     "gpuact, torch.compile": Look("#3f6d0e", "#9bd55c", "X"),
-    "torch": Look("#8c7a6b", "#b5a393", "^"),
+    "torch": Look("#94716a", "#c29c94", "^"),
     "torch.compile": Look("#7d8a6a", "#a3b18d", "v"),
     "torch.compile, tuned": Look("#64807a", "#8cb0a8", "<"),
     "CuPy ElementwiseKernel": Look("#8a83a3", "#aaa3c4", ">"),
@@ -62,9 +61,9 @@ LOOKS: Mapping[str, Look] = {
     "Liger": Look("#a07a80", "#c79ba2", "*"),
     "QuACK": Look("#6f86a0", "#94aecb", "H"),
     "FlagGems": Look("#93844f", "#bcab72", "1"),
-    "NumPy": Look("#79838b", "#a3adb5", "v"),
-    "SciPy": Look("#8e7f73", "#b9a99b", "<"),
-    "numexpr": Look("#6e8b86", "#94b5af", ">"),
+    "NumPy": Look("#64809b", "#8fadc9", "v"),
+    "SciPy": Look("#7c863c", "#a9b465", "<"),
+    "numexpr": Look("#5a8c82", "#84b8ad", ">"),
     "numba": Look("#8b7da0", "#b1a2c9", "d"),
     "an empty autograd function": Look("#868686", "#adadad", "+"),
 }
@@ -137,13 +136,12 @@ def outline(provider: str) -> str:
 
 # -- which rows belong together -------------------------------------------------------------------
 
-SHAPE = re.compile(r"\d+(×\d+)*|2\^\d+")
-
 
 def variant(row: Row) -> str:
     """What a case's name says beside function, dtype and shape: an axis, a chain."""
+    known = row.dtype, "×".join(map(str, row.shape))
     found = row.case.removeprefix(row.function).split()
-    return " ".join(w for w in found if w != row.dtype and not SHAPE.fullmatch(w))
+    return " ".join(w for w in found if w not in known and not w.startswith("2^"))
 
 
 def parted(row: Row) -> tuple[str, str]:
@@ -154,6 +152,16 @@ def parted(row: Row) -> tuple[str, str]:
 
 def named(row: Row) -> str:
     return f"{row.function} {variant(row)}".strip()
+
+
+ENDINGS = re.compile(r"_(backward|derivative|with_grad|jacobian)\b")
+
+
+def families(names: Iterable[str]) -> list[str]:
+    """In their order, but each function with its backward behind it."""
+    bases = {name: ENDINGS.sub("", name) for name in names}
+    order = list(dict.fromkeys(bases.values()))
+    return sorted(bases, key=lambda name: (order.index(bases[name]), name != bases[name]))
 
 
 @dataclass(frozen=True)
@@ -188,8 +196,10 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     for row in rows:
         if row.timing and row.function and row.bytes:
             groups.setdefault((named(row), row.dtype), []).append(row)
+    order = families(name for name, _ in groups)
     found = []
-    for (name, dtype), group in groups.items():
+    for name, dtype in sorted(groups, key=lambda key: order.index(key[0])):
+        group = groups[name, dtype]
         of_rows = group[0].suite in ("rows", "loss") and "axis" not in name
         many = [row for row in group if row.bytes > FEW and len(row.shape) > 1]
         by_length = of_rows and len({row.shape[-1] for row in many}) >= SIZES
@@ -229,9 +239,11 @@ def largest(rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
 
 def _mark(figure: Figure, sample: bool) -> None:
     if sample:
-        figure.text(0.5, 0.5, "SAMPLE", color=WARNING[0], alpha=0.13, rotation=24, ha="center",
-                    va="center", fontsize=0.13 * 72 * figure.get_figwidth(), weight="bold")  # fmt: skip
-        figure.text(0.995, 0.995, SAMPLE, color=WARNING[0], ha="right", va="top", weight="bold")
+        colour = {"color": WARNING[0], "weight": "bold"}
+        size = 0.13 * 72 * figure.get_figwidth()
+        figure.text(0.5, 0.5, "SAMPLE", ha="center", va="center", rotation=24, alpha=0.13,
+                    fontsize=size, **colour)  # fmt: skip
+        figure.text(0.995, 0.995, SAMPLE, ha="right", va="top", **colour)
 
 
 def _sizes(axes: Axes, xs: Sequence[int]) -> None:
@@ -342,12 +354,13 @@ def accuracy(rows: Sequence[Row], sample: bool) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.axhline(1, color=look(COPY).light, linewidth=1.2, dashes=(4, 2.5), zorder=1)
-        figure.text(0.005, 0.925, "of the copy's rate", color=SOFT[0], va="bottom")
+        figure.text(0.005, 0.925, "of the copy", color=SOFT[0], va="bottom")
         _mark(figure, sample)
     return figure
 
 
 COLUMNS = 4  # of panels side by side in a picture
+LEGEND = 5  # names in a line
 BAR = 13  # points that a bar and the gap beside it take
 
 
@@ -358,7 +371,7 @@ def _legend(figure: Figure, providers: Iterable[str], y: float) -> None:
                **({"dashes": (4, 2.5)} if who == COPY else {}))
         for who in ordered(providers)
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.005, y), ncols=5,
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.005, y), ncols=LEGEND,
                   frameon=False, fontsize=TEXT + 1, handlelength=2.4, borderpad=0)  # fmt: skip
 
 
@@ -370,12 +383,16 @@ def _titled(figure: Figure, title: str, below: str, sample: bool) -> None:
 
 
 def bandwidths(result: Result) -> Figure | None:
-    """All panels in one picture."""
-    found = panels(result.rows)
-    if not found:
+    """One picture, of the dtype that has most panels: all of them would be a poster."""
+    every = panels(result.rows)
+    if not every:
         return None
+    dtype, _ = Counter(panel.dtype for panel in every).most_common(1)[0]
+    found = [panel for panel in every if panel.dtype == dtype]
     columns = min(COLUMNS, len(found))
-    wide, tall, head, each = 250, 124, 84, 186
+    providers = {who for panel in found for who in panel.lines}
+    head = 58 + 15 * math.ceil(len(providers) / LEGEND)
+    wide, tall, each = 250, 124, 186
     width, height = max(2, columns) * wide, head + math.ceil(len(found) / columns) * each
     with matplotlib.rc_context(STYLE):
         figure = _figure(width, height)
@@ -386,7 +403,7 @@ def bandwidths(result: Result) -> Figure | None:
             axes = figure.add_axes(box)
             _bandwidth(axes, panel)
             axes.set_title(panel.title, loc="left", fontsize=TEXT + 1, weight="bold")
-        _legend(figure, {who for panel in found for who in panel.lines}, 1 - 46 / height)
+        _legend(figure, providers, 1 - 46 / height)
         _titled(figure, result.title, "GB/s against size; dashed: a copy", result.sample)
     return figure
 
@@ -474,6 +491,8 @@ def svg(figure: Figure) -> tuple[str, str]:
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", stream.getvalue())
     text = re.sub(r"<!--.*?-->|<\?xml.*?\?>|<!DOCTYPE.*?>", "", text, flags=re.DOTALL)
     text = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", text)
+    # what nothing refers to, and what turns nothing
+    text = re.sub(r' id="[\w.]+_\d+"| transform="rotate\(-0 [^"]*"', "", text)
     text = re.sub(r"\s*\n\s*", "\n", text).strip()
     return text, re.sub(r"#[0-9a-f]{6}\b", lambda m: DARK.get(m[0], m[0]), text)
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from . import figures, words
 from .digits import ENOUGH
-from .figures import COPY, LOOKS, Panel, largest, ordered, ours, panels, parted
+from .figures import LOOKS, Panel, families, largest, named, ordered, ours, panels, parted
 from .held import Held
 from .host import Cost
 from .result import CopyRate, Result
 from .suite import Row
+from .tables import COPY
 
 SMALL = 1 << 20  # bytes: what a call costs is then the launch
 METHODS = {
@@ -101,7 +103,9 @@ class Grid(Generic[E]):
 
     def _line(self, case: Mapping[str, E], providers: Sequence[str], reasons: list[Reason]) -> Line:
         values = {who: self.value(row) for who, row in case.items() if who != COPY}
-        least = min((v for v in values.values() if v is not None), default=None)
+        known = [v for v in values.values() if v is not None]
+        # of equals nobody is the best, nor who is alone
+        least = min(known) if len(set(known)) > 1 else None
         cells = []
         for who in providers:
             row = case.get(who)
@@ -138,18 +142,22 @@ def _notes(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
 def _case(row: Row) -> tuple[str, str]:
     head, rest = parted(row)
-    return head, ", ".join(part for part in (rest, words.size(row.bytes)) if part)
+    size = words.size(row.bytes).replace(" ", "\u00a0")
+    return head, ", ".join(part for part in (rest, size) if part)
 
 
-def _whole(row: Cost | Held) -> tuple[str, str]:
-    return row.case, ""
+def _before_the_dtype(row: Cost | Held) -> tuple[str, str]:
+    found = re.fullmatch(r"(.+?) ((?:b?float\d+).*)", row.case)
+    return (found[1], found[2]) if found else (row.case, "")
 
 
 def _hint(row: Row) -> str:
     if row.timing is None:
         return ""
     spread = f"20–80%: {words.spread(row.timing)}, {row.timing.samples} samples"
-    return "; ".join(part for part in (spread, METHODS[row.method], row.note) if part)
+    return "; ".join(
+        part for part in (spread, METHODS.get(row.method, row.method), row.note) if part
+    )
 
 
 def _median(row: Row | Cost) -> float | None:
@@ -192,23 +200,44 @@ def _headline(ident: str, result: Result) -> Table | None:
     return grid.table(row for row in result.rows if row.headline)
 
 
-def _latency(ident: str, result: Result) -> Table | None:
-    grid = Grid(ident, "case", _case, _latency_cell, _median)
-    return grid.table(row for row in result.rows if 0 < row.bytes <= SMALL)
+def _latency(ident: str, result: Result) -> list[Table]:
+    """The smallest case of each function and those of the headlines, then all the other ones."""
+    small = [row for row in result.rows if 0 < row.bytes <= SMALL]
+    least: dict[str, Row] = {}
+    for row in small:
+        least[named(row)] = min(least.get(named(row), row), row, key=lambda row: row.bytes)
+    first = {row.case for row in least.values()} | {row.case for row in small if row.headline}
+    return _parted(Grid(ident, "case", _case, _latency_cell, _median), small, first)
+
+
+def _parted(grid: Grid[Row], rows: Sequence[Row], first: Iterable[str]) -> list[Table]:
+    """Two tables, of the cases that are told first and of the others; or as many as there are."""
+    parts = (
+        [row for row in rows if row.case in first],
+        [row for row in rows if row.case not in first],
+    )
+    grids = grid, replace(grid, ident=f"{grid.ident}o")
+    found = (each.table(part) for each, part in zip(grids, parts, strict=True))
+    return [table for table in found if table]
 
 
 def _costs(ident: str, result: Result) -> Table | None:
-    return Grid(ident, "call", _whole, _cost_cell, _median).table(result.host_costs)
+    return Grid(ident, "call", _before_the_dtype, _cost_cell, _median).table(result.host_costs)
 
 
-def _memory(ident: str, result: Result) -> Table | None:
+def _memory(ident: str, result: Result) -> list[Table]:
+    """The cases in which providers differ, then those in which all take the same."""
+    rows = [row for row in result.rows if row.headline and row.peak_bytes is not None]
+    peaks: dict[str, set[int | None]] = {}
+    for row in rows:
+        peaks.setdefault(row.case, set()).add(row.peak_bytes)
+    differ = [case for case, found in peaks.items() if len(found) > 1]
     grid = Grid(ident, "case", _case, _memory_cell, lambda row: row.peak_bytes)
-    chosen = (row for row in result.rows if row.headline and row.timing)
-    return grid.table(row for row in chosen if row.peak_bytes is not None)
+    return _parted(grid, rows, differ or list(peaks))
 
 
 def _held(ident: str, result: Result) -> Table | None:
-    grid = Grid(ident, "forward call", _whole, _held_cell, lambda row: float(row.bytes))
+    grid = Grid(ident, "forward call", _before_the_dtype, _held_cell, lambda row: float(row.bytes))
     return grid.table(result.held_for_backward)
 
 
@@ -226,7 +255,8 @@ class Heat:
 
 
 def step(share: float) -> int:
-    return sum(share >= bound for bound in STEPS)
+    """Of the number as it is shown: 94.6 stands there as 95."""
+    return sum(round(share, 2) >= bound for bound in STEPS)
 
 
 def _heat(rows: Sequence[Row]) -> list[Heat]:
@@ -236,7 +266,7 @@ def _heat(rows: Sequence[Row]) -> list[Heat]:
     for provider in ordered(row.provider for row in rows if row.backend):
         mine = {(name, dtype): row for (name, dtype, who), row in best.items() if who == provider}
         dtypes = sorted({dtype for _, dtype in mine}, key=_place)
-        names = dict.fromkeys(name for name, _ in mine)
+        names = families(name for name, _ in mine)
         lines = {name: [mine.get((name, dtype)) for dtype in dtypes] for name in names}
         found.append(Heat(provider, dtypes, lines))
     return [heat for heat in found if heat.lines]
@@ -254,18 +284,18 @@ def _errors(ident: str, rows: Sequence[Row]) -> Table | None:
             key = row.function, row.provider
             if key not in worst or row.error_ulp > (worst[key].error_ulp or 0):
                 worst[key] = row
-    names = dict.fromkeys(name for name, _ in worst)
+    names = families(name for name, _ in worst)
     providers = ordered(who for _, who in worst)
     lines = []
     for name in names:
         cells = []
         for who in providers:
-            row = worst.get((name, who))
-            if row is None or row.error_ulp is None:
+            found = worst.get((name, who))
+            if found is None or found.error_ulp is None:
                 cells.append(Cell(who))
             else:
-                below = row.dtype if row.error_ulp else ""
-                cells.append(Cell(who, words.plain(row.error_ulp), below, row.case))
+                below = found.dtype if found.error_ulp else ""
+                cells.append(Cell(who, words.digits(found.error_ulp), below, found.case))
         lines.append(Line(name, "", cells))
     return Table("function", providers, lines) if lines else None
 
@@ -345,6 +375,9 @@ READINGS = (
 )
 
 
+TOLD = 3  # times that a GPU was slowed down
+
+
 @dataclass(frozen=True)
 class Reading:
     name: str
@@ -361,7 +394,7 @@ class Gpu:
 
     title: str
     readings: Sequence[Reading]
-    throttled: Sequence[str]
+    throttled: str
 
 
 def _conditions(result: Result) -> list[Gpu]:
@@ -375,9 +408,11 @@ def _conditions(result: Result) -> list[Gpu]:
             if values:
                 shown = (values[0], values[-1], min(values), max(values))
                 readings.append(Reading(name, unit, *(f"{value:,.0f}" for value in shown)))
-        throttled = [f"{c.when}: {c.throttled}" for c in told if c.throttled]
+        slowed = [f"{c.throttled} {c.when}" for c in told if c.throttled]
+        told_of = f"; {len(slowed) - TOLD} more" if len(slowed) > TOLD else ""
+        throttled = f"at {len(slowed)} of {len(told)} readings: {'; '.join(slowed[:TOLD])}{told_of}"
         name = gpus[index]["name"] if index < len(gpus) else "GPU"
-        found.append(Gpu(f"{name}, GPU {index}", readings, throttled))
+        found.append(Gpu(f"{name}, GPU {index}", readings, throttled if slowed else ""))
     return found
 
 
@@ -428,19 +463,19 @@ def _facts(result: Result) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Figure_:
+class Number:
     """One number of the few that say most."""
 
     value: str
     what: str
 
 
-def _summary(result: Result) -> list[Figure_]:
+def _summary(result: Result) -> list[Number]:
     found = []
     rates = [row.bytes_per_second for row in result.rows if row.provider == COPY]
     rates += [copy.bytes_per_second for copy in result.copies]
     if rates:
-        found.append(Figure_(f"{words.gigabytes(max(rates))} GB/s", "the quickest copy"))
+        found.append(Number(f"{words.gigabytes(max(rates))} GB/s", "the quickest copy"))
     short = [row for row in result.rows if row.headline and row.timing and row.provider != COPY]
     cases: dict[str, list[Row]] = {}
     for row in short:
@@ -448,16 +483,16 @@ def _summary(result: Result) -> list[Figure_]:
     for who in ordered(row.provider for row in short if row.backend):
         shares = [row.share_of_copy for row in short if row.provider == who]
         what = f"of the copy: {who}, median of {len(shares)} headline cases"
-        found.append(Figure_(words.share(median(shares)), what))
+        found.append(Number(words.share(median(shares)), what))
     beside = [rows for rows in cases.values() if len({ours(row.provider) for row in rows}) == 2]
     won = sum(ours(min(rows, key=_quickest).provider) for rows in beside)
     if beside:
         what = "headline cases in which gpuact is the quickest"
-        found.append(Figure_(f"{won} of {len(beside)}", what))
+        found.append(Number(f"{won} of {len(beside)}", what))
     judged = [goal for goal in result.goals if goal.value is not None]
     if judged:
         held = sum(goal.held for goal in judged)
-        found.append(Figure_(f"{held} of {len(judged)}", "measured goals held"))
+        found.append(Number(f"{held} of {len(judged)}", "measured goals held"))
     return found
 
 
@@ -507,6 +542,11 @@ def slug(provider: str) -> str:
     return re.sub(r"\W+", "-", provider.lower()).strip("-") if provider in LOOKS else "other"
 
 
+def breakable(name: str) -> Markup:
+    """With places at which a long word may be broken."""
+    return Markup("<wbr>").join(re.split(r"(?<=[a-z]{4})(?=[A-Z.])|(?<=_)(?=\w)", name))
+
+
 def _environment() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent)
     found = Environment(
@@ -516,7 +556,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"slug": slug, "step": step}
+    found.filters |= {"slug": slug, "step": step, "breakable": breakable}
     found.globals |= {
         "words": words,
         "looks": {**LOOKS, "": figures.OTHER},

@@ -61,7 +61,8 @@ def _ours(case: Case) -> Function:
 
 
 def numbers(case: Case) -> list[Any]:
-    """The options, in the case's dtype: a Python float would widen the result."""
+    """The options of an elementwise function, in the case's dtype: a Python float would widen the
+    result."""
     return [numpy_dtype(case.dtype).type(value) for value in case.options.values()]
 
 
@@ -126,7 +127,7 @@ def _cross_entropy_backward(
 ) -> Array:
     dlogits = np.exp(logits - lse[:, None])
     dlogits[np.arange(len(target)), target] -= 1
-    return dloss[:, None] * dlogits
+    return (dloss[:, None] * dlogits).astype(logits.dtype, copy=False)
 
 
 def _as_written(xp: Any) -> Mapping[str, Function]:
@@ -170,7 +171,9 @@ NUMPY: Mapping[str, Function] = {
     "cross_entropy": _cross_entropy,
     "cross_entropy_with_grad": _cross_entropy_with_grad,
     "cross_entropy_backward": _cross_entropy_backward,
-    "softmax_jacobian": lambda y: y[..., None] * (np.eye(y.shape[-1]) - y[..., None, :]),
+    "softmax_jacobian": lambda y: (
+        y[..., None] * (np.eye(y.shape[-1], dtype=y.dtype) - y[..., None, :])
+    ),
     DROPPED: lambda x, weight, residual: _dropout(np.where(x > 0, x, weight * x)) + residual,
     EVERYTHING: lambda x, scale, bias, gate, residual: (
         _dropout(np.tanh(scale * x + bias)) * gate + residual
@@ -276,9 +279,10 @@ def _numba(case: Case) -> Function | None:
         SCALED: lambda x, scale, bias: max(scale * x + bias, zero),
         GATED: lambda x, gate, residual: gate / (one + exp(-x)) + residual,
     }
-    loop, given = _spelled(loops, case), numbers(case)
+    loop = _spelled(loops, case)
     if loop is None or case.dtype in HALF:
         return None
+    given = numbers(case)
     takes = ", ".join([case.dtype] * loop.__code__.co_argcount)
     compiled = numba.vectorize([f"{case.dtype}({takes})"], target="parallel")(loop)
     return lambda *args, **options: compiled(*args, *given)
@@ -507,9 +511,10 @@ def fused_by_cupy(case: Case) -> Function | None:
 
 
 def _cupy_fuse(case: Case) -> Function | None:
-    fused, given = fused_by_cupy(case), numbers(case)
+    fused = fused_by_cupy(case)
     if fused is None:
         return None
+    given = numbers(case)
     if case.function == "prelu":
         return lambda x, weight: fused(x, _slopes(weight, x))
     return lambda *args, **options: fused(*args, *given)

@@ -157,7 +157,7 @@ def read(path: Path) -> Result:
     try:
         tables = {name: [_built(kind, v) for v in found[name]] for name, kind in TABLES.items()}
         return Result(**{**found, **tables})
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise Unreadable(f"{path}: not a result of schema {SCHEMA} ({error})") from None
 
 
@@ -208,6 +208,8 @@ _ROWS_CUPY = (
 )
 _SUMS_CUPY = ("cupy/reduce.py", "cupy/reduce.cuh")
 _ELEMENTWISE_CUPY = (*_SHARED_CUPY, "cupy/elementwise.py", "cupy/packs.cuh")
+_ELEMENTWISE_TRITON = ("triton/formulas.py", "triton/elementwise.py")
+_ROWS_TRITON = (*_ELEMENTWISE_TRITON, "triton/rows.py")
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "cupy elementwise": _ELEMENTWISE_CUPY,
     "cupy fused": (
@@ -223,10 +225,10 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *(f"cupy/{name}" for name in ("cross_entropy.py", "cross_entropy.cuh")),
         "cupy/target_weight.cuh",
     ),
-    "triton elementwise": ("triton/formulas.py", "triton/elementwise.py"),
-    "triton fused": ("triton/formulas.py", "triton/elementwise.py", "triton/fused.py"),
-    "triton rows": ("triton/formulas.py", "triton/rows.py", "triton/softmax.py"),
-    "triton loss": ("triton/formulas.py", "triton/rows.py", "triton/cross_entropy.py"),
+    "triton elementwise": _ELEMENTWISE_TRITON,
+    "triton fused": (*_ROWS_TRITON, "triton/fused.py"),  # sums into one number run in rows.py
+    "triton rows": (*_ROWS_TRITON, "triton/softmax.py"),
+    "triton loss": (*_ROWS_TRITON, "triton/cross_entropy.py"),
 }
 
 # Compiled by torch's own compiler from the formulas, or the list of the others: timed by no case.

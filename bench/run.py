@@ -147,14 +147,14 @@ def _report(out: Console, log: Log) -> None:
     """The page beside the JSON, where what draws it is installed."""
     if log.path is None:
         return
-    out.print(f"written: {log.path}")
+    out.print(f"written: {log.path}", soft_wrap=True)
     try:
         from . import page
     except ImportError as error:
-        out.print(f'no page: {error}: pip install "gpuact[bench]" brings it')
+        out.print(f'no page: {error}: pip install "gpuact[bench]" brings it', soft_wrap=True)
         return
     for path in page.write([log.result], log.path.parent, log.path.stem):
-        out.print(f"written: {path}")
+        out.print(f"written: {path}", soft_wrap=True)
 
 
 def run(

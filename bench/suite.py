@@ -149,7 +149,7 @@ def _shapes(case: Case, outputs: Outputs, expected: Outputs) -> str | None:
     for got, want in zip(outputs, expected, strict=True):
         if got.shape != want.shape:
             return f"shape {got.shape} came, {want.shape} is expected"
-        if want.ndim == len(case.shape) and got.dtype != want.dtype:
+        if want.ndim >= len(case.shape) and got.dtype != want.dtype:
             return f"dtype {got.dtype} came, {want.dtype} is expected"
     return None
 
@@ -167,13 +167,14 @@ def mistake(case: Case, outputs: Outputs, expected: Outputs, stray: float = 0.0)
 def _alternatives(case: Chain, arrays: Arrays) -> tuple[list[Array], list[Array]]:
     """Each sampled value of x's size as it is where it was kept, and where it was dropped."""
     given = zip(arrays, _sampled(case, arrays.values()), strict=True)
-    wide = {name: array.astype(np.float32) for name, array in given}
-    undropped = replace(case, dropout=0.0, dtype="float32")
+    precision = np.dtype("float64" if case.dtype == "float64" else "float32")
+    wide = {name: array.astype(precision) for name, array in given}
+    undropped = replace(case, dropout=0.0, dtype=precision.name)
     with gpuact.using("numpy"):
         outputs = _outputs(undropped.public(*wide.values()))
-    base = wide.get("residual", np.float32(0))
+    base = wide.get("residual", precision.type(0))
     outputs = tuple(y for y in outputs if y.ndim == len(case.shape))
-    kept = [base + (y - base) / np.float32(1 - case.dropout) for y in outputs]
+    kept = [base + (y - base) / precision.type(1 - case.dropout) for y in outputs]
     return kept, [np.broadcast_to(base, y.shape) for y in outputs]
 
 

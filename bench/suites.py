@@ -87,8 +87,9 @@ class Suite:
 
     def jobs(self) -> Iterator[Job]:
         """In the order of their weight: what ends a run early costs the least of it."""
-        if self.cases:
+        if self.cases or self.in_torch:
             yield Job("who")
+        if self.cases:
             yield Job("copy", "start")
         yield from (Job("case", case.name) for case in self.cases if case.headline)
         yield from (Job("cost", way) for way in self.ways if self.callers)

@@ -16,8 +16,10 @@ Units = Sequence[tuple[float, str]]
 
 def digits(value: float) -> str:
     """Three digits, as many as a timing is good for; all of those before the point."""
+    if not value:
+        return "0"
     value = float(f"{value:.3g}")  # first, for 9.996 is 10.0 and not 10.00
-    after = 2 - math.floor(math.log10(abs(value))) if value else 0
+    after = 2 - math.floor(math.log10(abs(value)))
     return f"{value:,.{max(0, after)}f}"
 
 
@@ -65,7 +67,7 @@ def aim(goal: Judged) -> str:
     if goal.figure == "not behind":
         return goal.figure
     at_least = goal.figure in ("times as fast", "GB/s")
-    return f"{'≥' if at_least else '≤'} {goal.limit:.3g} {goal.figure}"
+    return f"{'≥' if at_least else '≤'} {plain(goal.limit)} {goal.figure}"
 
 
 def verdict(goal: Judged) -> str:

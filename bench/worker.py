@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from multiprocessing.connection import Connection
@@ -111,11 +112,20 @@ class Session:
         return [CopyRate(when, able[0].place, 2 * size, timing)]
 
 
+def _follow(parent: Any) -> None:
+    """Nobody is left behind with a GPU's memory, be he in the middle of a call that never ends."""
+    parent.join()
+    os._exit(1)
+
+
 def _serve(pipe: Connection, asked: Asked) -> None:
     """Until nobody is there to be told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the watcher
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     session = Session(asked)
     try:
+        pipe.send(("at", ""))
         while True:
             job, without = pipe.recv()
             pipe.send(("done", session.do(job, without, lambda who: pipe.send(("at", who)))))
@@ -150,6 +160,7 @@ class Worker:
         self.process = context.Process(target=_serve, args=(theirs, self.asked), daemon=True)
         self.process.start()
         theirs.close()
+        self.pipe.poll(SILENCE)  # it is there, and has imported what it needs
         self.restarts += 1
 
     def stop(self) -> None:

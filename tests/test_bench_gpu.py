@@ -1,0 +1,132 @@
+"""The paths of the benchmark that need a GPU, on a fake one whose times are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("torch")
+from bench import cases, measure, suite
+from bench.cases import Case
+from bench.tables import COPY
+from tests import fake_gpu
+
+CASE = Case("relu", "float32", (1 << 14,))
+MOVED = CASE.bytes / fake_gpu.RATE
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    device = fake_gpu.DEVICE
+    for name, value in vars(fake_gpu.Device()).items():
+        setattr(device, name, value)
+    monkeypatch.setattr(measure, "perf_counter", fake_gpu.clock)
+    yield
+    assert device.graph is None
+    device.lost = ""
+
+
+def places() -> dict[str, measure.Host]:
+    return {name: place() for name, place in fake_gpu.PLACES.items()}
+
+
+def rows_of(case: Case, *who: Any, budget: float = 0.001) -> dict[str, suite.Row]:
+    return {row.provider: row for row in suite.run_case(case, who, places(), budget)}
+
+
+@pytest.mark.parametrize("size", [1 << 14, 1 << 20])
+def test_throughput_is_a_graph_s_and_a_call_s_cost_is_the_host_s(size: int) -> None:
+    case = Case("relu", "float32", (size,))
+    rows = rows_of(case, *fake_gpu.OURS, fake_gpu.TORCHS)
+    assert list(rows) == [COPY, "gpuact on CuPy", "gpuact on Triton", "torch"]
+    for row, slower in zip(rows.values(), (1, 1.02, 1.04, 2), strict=True):
+        assert (row.status, row.method, row.note) == ("timed", "graph", "")
+        took = max(fake_gpu.LEAST, case.bytes * slower / fake_gpu.RATE)
+        # a graph's own launch is shared by as many calls as it holds
+        assert row.timing.median == pytest.approx(took, rel=0.2 if size < 1 << 20 else 0.05)
+        assert row.timing.median >= took * (1 - 1e-9)
+        assert row.call.median == pytest.approx(fake_gpu.LAUNCH)
+        assert row.bytes_per_second == case.bytes / row.timing.median
+    copy, torch = rows[COPY].timing, rows["torch"].timing
+    assert rows["torch"].share_of_copy == copy.median / torch.median
+
+
+def test_peak_memory_is_what_the_libraries_count() -> None:
+    rows = rows_of(CASE, *fake_gpu.OURS)
+    written = CASE.bytes // 2
+    assert [row.peak_bytes for row in rows.values()] == [None, written, written]
+
+
+@pytest.mark.parametrize("name", fake_gpu.PLACES)
+def test_a_graph_goes_around_three_times_the_cache(name: str) -> None:
+    place = fake_gpu.PLACES[name]()
+    assert place.cache == 3 * fake_gpu.L2
+    arrays = [np.zeros(1000, np.float32), np.zeros(1000, np.float32)]
+    copies = measure.rotated(place, arrays)
+    assert sum(x.nbytes for args in copies for x in args) >= place.cache
+    assert len(copies) == math.ceil(3 * fake_gpu.L2 / 8000)
+    met: list[int] = []
+    calls = [lambda i=i: (met.append(i), fake_gpu.DEVICE.launch(1e6)) for i in range(len(copies))]
+    replayed = measure.Replayed(place, calls)
+    recorded, replays = met[-len(copies) :], 3
+    assert recorded == list(range(len(copies)))
+    met.clear()
+    seconds = replayed.seconds(calls, replays * len(copies))
+    assert met == []  # a replay calls nobody
+    assert seconds == pytest.approx(replays * len(copies) * fake_gpu.LEAST, rel=0.05)
+
+
+def test_what_cannot_be_recorded_is_timed_with_its_launches() -> None:
+    rows = rows_of(CASE, *fake_gpu.OURS, fake_gpu.SHY)
+    shy = rows["a shy one"]
+    assert (shy.status, shy.method) == ("timed", "events")
+    assert shy.note == (
+        "no CUDA graph of it (RuntimeError: operation not permitted when stream is capturing): "
+        "launches are timed along"
+    )
+    # the device is quicker than the host that feeds it
+    assert shy.timing.median == pytest.approx(max(fake_gpu.LAUNCH, MOVED), rel=0.2)
+    assert rows["gpuact on CuPy"].method == "graph"
+
+
+def test_a_wrong_provider_is_wrong_and_not_timed() -> None:
+    rows = rows_of(CASE, *fake_gpu.OURS, fake_gpu.WRONG)
+    wrong = rows["a wrong one"]
+    assert (wrong.status, wrong.timing, wrong.call) == ("wrong", None, None)
+    assert wrong.reason.startswith("1 of 16384 values differ: ")
+    assert rows["gpuact on Triton"].status == "timed"
+
+
+def test_after_an_illegal_access_only_another_process_helps() -> None:
+    told: list[str] = []
+    with pytest.raises(suite.Broken, match="an illegal memory access"):
+        suite.run_case(CASE, [*fake_gpu.OURS, fake_gpu.ILLEGAL], places(), 0.001, told.append)
+    assert told[-1] == "an illegal one"
+
+
+def test_a_host_that_goes_ahead_is_not_let_go_far() -> None:
+    """Of large arrays few calls are made before the device is waited for."""
+    large = Case("relu", "float32", (1 << 22,))  # of 34 µs
+    before = fake_gpu.DEVICE.done
+    row = rows_of(large, fake_gpu.OURS[0])["gpuact on CuPy"]
+    assert row.call.median == pytest.approx(fake_gpu.LAUNCH)
+    slow = measure.Unwaited(measure.Host(), once=0.003)
+    assert slow.most == 1
+    assert fake_gpu.DEVICE.done > before
+
+
+@pytest.mark.parametrize("name", fake_gpu.PLACES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_arrays_are_repeated_where_they_are_to_be(name: str, dtype: str) -> None:
+    place = fake_gpu.PLACES[name]()
+    case = Case("relu", dtype, (7, 1000))
+    x = cases.sources(case)["x"]
+    short = measure.Repeated(x.base[:301], case.shape)
+    placed = place.take(measure.placed(place, short))
+    assert placed.dtype == short.base.dtype
+    assert np.array_equal(placed.view(np.uint8), np.resize(short.base, case.shape).view(np.uint8))

@@ -1,0 +1,238 @@
+"""The process that measures may die, hang or lose its device: the suite goes on, and says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("torch")
+from bench import result, run, worker
+from bench.suites import Job
+from bench.tables import COPY
+from tests import fake_gpu
+from tests.fake_gpu import Asked
+
+ROOT = Path(__file__).resolve().parents[1]
+RELU, SIGMOID = fake_gpu.CASES[0].name, fake_gpu.CASES[1].name
+TIMED = [COPY, "gpuact on CuPy", "gpuact on Triton", "torch"]
+
+
+def statuses(found: worker.Found) -> dict[str, str]:
+    return {row.provider: row.status for row in found["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("who", "reason"),
+    [
+        ("a crashing one", "its process died of SIGSEGV"),
+        ("a hanging one", "no word of it for 8 s"),
+        (
+            "an illegal one",
+            "RuntimeError: an illegal memory access was encountered; every later call of its "
+            "process fails",
+        ),
+    ],
+)
+def test_whoever_is_lost_is_a_row_and_the_others_are_timed(who: str, reason: str) -> None:
+    silence = 8.0 if who == "a hanging one" else worker.SILENCE
+    with worker.Worker(Asked(faults=(who, "a wrong one")), silence) as watched:
+        assert watched.do(Job("who")) == {"rows": [], "host_costs": []}
+        assert watched.restarts == 0
+        for restarts, name in ((1, RELU), (2, SIGMOID))[: 1 if silence == 8.0 else 2]:
+            found = watched.do(Job("case", name))
+            expected = dict.fromkeys(TIMED, "timed") | {"a wrong one": "wrong", who: "lost"}
+            assert statuses(found) == expected
+            (lost,) = (row for row in found["rows"] if row.status == "lost")
+            assert (lost.case, lost.reason, lost.timing) == (name, reason, None)
+            assert lost.bytes == next(c.bytes for c in fake_gpu.CASES if c.name == name)
+            assert watched.restarts == restarts
+    assert watched.process is None
+
+
+def test_a_process_that_dies_at_nobody_s_turn_ends_that_job_alone() -> None:
+    with worker.Worker(Asked()) as watched:
+        (lost,) = watched.do(Job("held", "no such case"))["held_for_backward"]
+        assert (lost.provider, lost.reason) == ("", "KeyError: 'no such case'")
+        assert statuses(watched.do(Job("case", RELU))) == dict.fromkeys(TIMED, "timed")
+
+
+def test_who_cannot_run_says_why_once() -> None:
+    with worker.Worker(Asked(faults=("an absent one",))) as watched:
+        (row,) = watched.do(Job("who"))["rows"]
+        assert (row.case, row.provider, row.status) == ("", "an absent one", "unavailable")
+        assert row.reason == "no such GPU"
+        assert statuses(watched.do(Job("case", RELU))) == dict.fromkeys(TIMED, "timed")
+
+
+def test_the_copy_is_measured_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(worker.COPIED, True, 1 << 20)
+    session = worker.Session(Asked())
+    for when in ("start", "end"):
+        (rate,) = session.do(Job("copy", when), (), lambda who: None)["copies"]
+        assert (rate.when, rate.provider, rate.bytes) == (when, fake_gpu.CUPY, 2 << 20)
+        assert rate.bytes_per_second == rate.bytes / rate.timing.median
+
+
+def test_missing_rows_are_of_their_tables() -> None:
+    suite = Asked().plan()
+    for kind, name, table in (
+        ("case", RELU, "rows"),
+        ("cost", "relu(x)", "host_costs"),
+        ("torch", "relu", "host_costs"),
+        ("held", "relu", "held_for_backward"),
+        ("digits", "tanh", "rows"),
+    ):
+        found = worker.missing(suite, Job(kind, name), "gpuact on CuPy", "lost", "why")
+        ((where, (row,)),) = found.items()
+        assert (where, row.provider, row.reason) == (table, "gpuact on CuPy", "why")
+    (row,) = worker.missing(suite, Job("case", RELU), "gpuact on CuPy", "lost", "")["rows"]
+    assert row.backend == "cupy"
+
+
+# -- a run, whole and cut short -------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = {"name": "a fake GPU", "memory": 1 << 30, "driver": "0"}
+    monkeypatch.setattr(result, "gpus", lambda: [device])
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_dry_run_writes_every_row_whatever_happens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Asked(faults=("a wrong one", "one that crashes once", "a shy one", "an absent one"))
+    assert run.run(asked, tmp_path) == 0
+    (path,) = tmp_path.glob("*.json")
+    found = result.read(path)
+    assert (found.finished, found.stopped, found.restarts) == (True, "", 1)
+    assert [rate.when for rate in found.copies] == ["start", "end"]
+    by = {(row.case, row.provider): row for row in found.rows}
+    for case in fake_gpu.CASES:
+        for who in TIMED:
+            row = by[case.name, who]
+            assert (row.status, row.method) == ("timed", "graph")
+            assert row.call is not None
+            assert row.timing is not None
+        assert by[case.name, "a wrong one"].status == "wrong"
+        assert by[case.name, "a shy one"].method == "events"
+    (lost,) = (row for row in found.rows if row.provider == "one that crashes once")
+    assert (lost.function, lost.status) == ("softmax", "lost")
+    assert by["", "an absent one"].reason == "no such GPU"
+    printed = capsys.readouterr().out
+    assert "a wrong one: wrong: " in printed
+    assert "one that crashes once: lost: its process died of SIGSEGV" in printed
+    assert f"written: {path}" in printed
+    # what is checked is ours
+    assert run.run(Asked(faults=("a wrong one",), only="relu"), check=True) == 0
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_there_was_no_time_for_is_told(tmp_path: Path) -> None:
+    assert run.run(Asked(), tmp_path, minutes=1e-9) == 0
+    (path,) = tmp_path.glob("*.json")
+    found = result.read(path)
+    assert (found.finished, found.stopped) == (False, "the 1e-09 minutes were over")
+    told = {row.case: row for row in found.rows if row.suite}
+    assert set(told) == {case.name for case in fake_gpu.CASES}
+    assert {row.status for row in told.values()} == {"not run"}
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from bench import run
+from tests.fake_gpu import Asked
+if __name__ == "__main__":
+    sys.exit(run.run(Asked(faults=("a hanging one",)), Path(sys.argv[1])))
+"""
+
+
+def started(tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A run whose second case hangs, and its file, which has the first."""
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        SCRIPT.replace("Asked(", "Hangs(").replace("if __name__", HANGS + "if __name__")
+    )
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "out"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+    patience = time.monotonic() + 60
+    while time.monotonic() < patience:
+        for path in (tmp_path / "out").glob("*.json"):
+            if any(row["case"] == RELU for row in json.loads(path.read_text("utf-8"))["rows"]):
+                return process, path
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate()[0])
+
+
+HANGS = """
+from bench.providers import Provider
+from tests import fake_gpu
+
+def spell(case):
+    return fake_gpu.HANGING.spell(case) if case.suite == "loss" else None
+
+HANGING = Provider("a hanging one", fake_gpu.CUPY, lambda: None, spell)
+fake_gpu.FAULTS["a hanging one"] = HANGING
+
+class Hangs(Asked):
+    pass
+
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_killed_half_way_leaves_what_was_done(tmp_path: Path, how: int) -> None:
+    process, path = started(tmp_path)
+    time.sleep(0.5)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does: to the worker too
+    else:
+        process.send_signal(how)
+    said, _ = process.communicate(timeout=60)
+    found = result.read(path)
+    assert not found.finished
+    assert {row.provider: row.status for row in found.rows if row.case == RELU} == dict.fromkeys(
+        TIMED, "timed"
+    )
+    assert not list(path.parent.glob("*.part"))
+    if how == signal.SIGINT:
+        assert process.returncode == run.INTERRUPTED
+        assert found.stopped == "interrupted"
+        assert "interrupted: what was measured until here is kept" in said
+    else:
+        assert process.returncode == -how
+        assert found.stopped == ""
+    assert not alive(process.pid)
+
+
+def alive(group: int) -> bool:
+    """Whether the worker is still there; it has a moment to notice that it is alone."""
+    patience = time.monotonic() + 10
+    while time.monotonic() < patience:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return True
