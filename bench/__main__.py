@@ -73,7 +73,7 @@ def _run(words: Sequence[str], suite: str = "here") -> int:
         "--providers", type=_words, default=(), metavar="A,B", help="those with A or B in the name"
     )
     parser.add_argument(
-        "--seconds", type=float, default=0.3, help="spent on timing each case (default: 0.3)"
+        "--seconds", type=float, default=0.3, help="spent on timing a case of the headline, a third on all others (default: 0.3)",
     )
     parser.add_argument(
         "--minutes",

@@ -262,7 +262,8 @@ def sources(case: Case) -> dict[str, Array | Repeated]:
         if name == "target":
             arrays[name] = _target(case)
         elif name == "y":
-            arrays[name] = _output(case, _spread(case.dtype, case.shape, 0))
+            # of another x than dy, whose sign would else tell which side of a kink y is on
+            arrays[name] = _output(case, _spread(case.dtype, case.shape, len(arrays)))
         elif name in PARAMETERS:
             arrays[name] = _parameter(name, case)
         else:

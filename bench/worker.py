@@ -69,7 +69,8 @@ class Session:
                 case = self.cases[job.name]
                 if not able:
                     return {}
-                return {"rows": run_case(case, able, self._places(able), seconds, at)}
+                budget = seconds if case.headline else seconds / 3
+                return {"rows": run_case(case, able, self._places(able), budget, at)}
             case "cost":
                 able = self._able(suite.callers, without)
                 found = host.cost(job.name, able, self._places(able), seconds, at)

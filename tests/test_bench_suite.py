@@ -134,6 +134,20 @@ def test_a_planted_fault_is_a_row_that_says_so(function: Any, status: str, reaso
     assert (row.error_ulp, row.peak_bytes, row.bytes_per_second) == (None, None, 0)
 
 
+@pytest.mark.parametrize("name", ["relu float32 5", "softmax_jacobian float32 5×7"])
+def test_what_is_computed_in_another_dtype_is_wrong(name: str) -> None:
+    case = EVERY[name]
+    wide = planted(lambda x: case.public(x).astype(np.float64))
+    row = rows_of(case, wide)["planted"]
+    assert row.reason == "dtype float64 came, float32 is expected"
+
+
+def test_a_loss_may_be_of_another_dtype() -> None:
+    case = EVERY["cross_entropy bfloat16 5×7"]
+    half = planted(lambda *a, **o: case.public(*a, **o).astype(numpy_dtype("bfloat16")))
+    assert rows_of(case, half)["planted"].status == "timed"
+
+
 def test_a_function_that_cannot_be_spelled_is_a_row() -> None:
     broken = replace(PLANTED, name="broken", spell=raising)
     row = rows_of(SIGMOID, PLANTED, broken)["broken"]
@@ -457,6 +471,8 @@ def test_where_a_value_is_small_the_mean_s_ulp_counts(dtype: str) -> None:
 def test_what_is_infinite_is_no_error() -> None:
     exact = np.array([np.inf, 1.0, -np.inf])
     assert suite.error_ulp((exact.astype(np.float32),), (exact,)) == 0
+    off = exact + [0, 3 * ULP["float32"], 0]
+    assert suite.error_ulp((off.astype(np.float32),), (exact,)) == 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
