@@ -9,41 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from .digits import ENOUGH, Trained
-from .goals import Goal, Verdict
+from .goals import Verdict
 from .held import Held
 from .host import Cost
 from .in_torch import OF
-from .measure import Timing
 from .result import CopyRate, Result
 from .suite import Row
 from .tables import COPY
-
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+from .words import aim, duration, gigabytes, microseconds, share, size, spread
 
 
 def console() -> Console:
     # "gpuact[bench]" is no markup, and not every number needs a colour; a file has room
     out = Console(markup=False, highlight=False)
     return out if out.is_terminal else Console(markup=False, highlight=False, width=100)
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    return next((unit for unit in UNITS if seconds >= unit[0]), UNITS[-1])
-
-
-def _digits(value: float) -> str:
-    """Three digits, as many as a timing is good for."""
-    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
-
-
-def duration(seconds: float) -> str:
-    scale, unit = _unit(seconds)
-    return f"{_digits(seconds / scale)} {unit}"
-
-
-def _spread(timing: Timing) -> str:
-    scale, unit = _unit(timing.low)
-    return f"{_digits(timing.low / scale)}–{_digits(timing.high / scale)} {unit}"
 
 
 # -- the throughput table -------------------------------------------------------------------------
@@ -57,8 +36,8 @@ def print_machine(out: Console, result: Result) -> None:
 
 
 def print_copy(out: Console, rate: CopyRate) -> None:
-    moved = f"{rate.bytes / 1e6:,.0f} MB in {duration(rate.timing.median)}"
-    out.print(f"copy at the {rate.when}: {rate.bytes_per_second / 1e9:.1f} GB/s ({moved})")
+    moved = f"{size(rate.bytes)} in {duration(rate.timing.median)}"
+    out.print(f"copy at the {rate.when}: {gigabytes(rate.bytes_per_second)} GB/s ({moved})")
 
 
 # Fixed widths: every case is a table of its own, and they line up.
@@ -87,8 +66,10 @@ def case_table(rows: Sequence[Row]) -> Table:
         if row.timing is None:
             continue
         style = "dim" if row.provider == COPY else "bold" if row.backend else ""
-        rate, share = f"{row.bytes_per_second / 1e9:.1f}", f"{row.share_of_copy:.0%}"
-        cells = [f"  {row.provider}", duration(row.timing.median), _spread(row.timing), rate, share]
+        cells = [
+            *(f"  {row.provider}", duration(row.timing.median), spread(row.timing)),
+            *(gigabytes(row.bytes_per_second), share(row.share_of_copy)),
+        ]
         if called:
             cells.append(duration(row.call.median) if row.call else "–")
         table.add_row(*cells, style=style)
@@ -101,17 +82,17 @@ def in_a_line(rows: Sequence[Row]) -> Text:
     timed = [row for row in rows if row.timing]
     for row in timed:
         style = "dim" if row.provider == COPY else "bold" if row.backend else ""
-        share = "" if row.provider == COPY else f" ({row.share_of_copy:.0%})"
+        of = "" if row.provider == COPY else f" ({share(row.share_of_copy)})"
         last = "" if row is timed[-1] else ", "
-        text.append(f"{row.provider} {duration(row.timing.median)}{share}", style).append(last)
+        text.append(f"{row.provider} {duration(row.timing.median)}{of}", style).append(last)
     return text
 
 
 def print_case(out: Console, rows: Sequence[Row]) -> None:
     """The headline's cases as tables, all others in a line; below, why somebody has no time."""
     if rows and rows[0].headline:
-        megabytes = f"{rows[0].bytes / 1e6:,.1f} MB"
-        out.print(Text(rows[0].case, "cyan").append(f", {rows[0].bytes_formula} = {megabytes}"))
+        moved = f", {rows[0].bytes_formula} = {size(rows[0].bytes)}"
+        out.print(Text(rows[0].case, "cyan").append(moved))
         out.print(case_table(rows))
     elif rows and rows[0].case:
         out.print(in_a_line(rows))
@@ -137,7 +118,7 @@ def print_costs(out: Console, rows: Sequence[Cost]) -> None:
     for row in rows:
         if row.timing:
             style = "bold" if "gpuact" in row.provider else ""
-            cells = f"  {row.provider}", duration(row.timing.median), _spread(row.timing)
+            cells = f"  {row.provider}", duration(row.timing.median), spread(row.timing)
             table.add_row(*cells, style=style)
     out.print(table)
     for row in rows:
@@ -166,7 +147,7 @@ def overhead_heading(providers: Iterable[str]) -> Table:
 
 def print_overheads(out: Console, rows: Sequence[Cost], providers: Iterable[str]) -> None:
     """One row in a line, and below who has no time and why."""
-    times = {row.provider: _digits(row.timing.median * 1e6) for row in rows if row.timing}
+    times = {row.provider: microseconds(row.timing.median) for row in rows if row.timing}
     if times:
         name = rows[0].case.removesuffix(OF)
         out.print(_overheads("", name, (times.get(who, "–") for who in providers)))
@@ -193,12 +174,6 @@ def print_held(out: Console, rows: Sequence[Held]) -> None:
 STYLES = {"held": "green", "missed": "red", "not measured": "yellow"}
 
 
-def _aim(goal: Goal) -> str:
-    if goal.figure == "not behind":
-        return goal.figure
-    return f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.figure}"
-
-
 def _value(verdict: Verdict) -> str:
     return "not measured" if verdict.value is None else f"{verdict.value:.2f}"
 
@@ -217,7 +192,8 @@ def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     )
     for found in verdicts:
         word = Text(found.word, STYLES[found.word])
-        table.add_row(found.goal.what, found.goal.rival, _aim(found.goal), _value(found), word)
+        asked = aim(found.goal.figure, found.goal.limit)
+        table.add_row(found.goal.what, found.goal.rival, asked, _value(found), word)
     return table
 
 
@@ -232,7 +208,8 @@ def print_verdicts(out: Console, verdicts: Iterable[Verdict]) -> None:
         for found in group:
             value = "" if found.value is None else f" {_value(found)}"
             beside = f" beside {found.goal.rival}" if found.goal.rival else ""
-            line = f"  {found.word}: {found.ours}{value}{beside}, goal {_aim(found.goal)}"
+            asked = aim(found.goal.figure, found.goal.limit)
+            line = f"  {found.word}: {found.ours}{value}{beside}, goal {asked}"
             out.print(Text(line, STYLES[found.word]))
 
 
@@ -241,7 +218,7 @@ def print_goals(out: Console, verdicts: Iterable[Verdict]) -> None:
     groups: dict[tuple[str, str, str], list[Verdict]] = {}
     for found in verdicts:
         goal = found.goal
-        groups.setdefault((goal.who, goal.rival, _aim(goal)), []).append(found)
+        groups.setdefault((goal.who, goal.rival, aim(goal.figure, goal.limit)), []).append(found)
     table = Table("", "beside", "goal", "cases", title="Goals", title_style="bold")
     for who, group in groups.items():
         words = [found.word for found in group]

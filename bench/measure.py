@@ -32,6 +32,9 @@ WARM_UP = 2
 # so small that more were needed are read from the cache, as they are wherever they matter.
 AROUND = 512
 
+# And at least, below so many bytes: what lies between two graphs is then shared by as many calls.
+FEW, FEW_BYTES = 4, 1 << 30
+
 
 @dataclass(frozen=True)
 class Repeated:
@@ -71,6 +74,7 @@ class Host:
     most = 1 << 20  # calls in one sample
     cache = 0  # bytes to go around; the CPU's cases state what a call on one input costs
     graphs = False  # whether it has CUDA graphs, and a host that need not wait
+    ends = 1 << 26  # bytes that the copy at a run's two ends reads
 
     def put(self, array: Array) -> Array:
         return array
@@ -130,6 +134,7 @@ class Cupy(Host):
 
     batch = 0.005
     graphs = True
+    ends = 1 << 30
 
     def __init__(self) -> None:
         import cupy
@@ -244,6 +249,7 @@ class TorchCuda(TorchHost):
     device = "cuda"
     batch = Cupy.batch
     graphs = True
+    ends = Cupy.ends
 
     def __init__(self) -> None:
         super().__init__()
@@ -338,8 +344,9 @@ def placed(place: Host, array: Array | Repeated) -> Array:
 def rotated(place: Host, arrays: Sequence[Array | Repeated]) -> list[tuple[Array, ...]]:
     """The inputs, and as many copies of them as the place's cache asks for."""
     first = tuple(placed(place, array) for array in arrays)
-    needed = math.ceil(place.cache / max(1, sum(array.nbytes for array in arrays)))
-    more = min(needed, AROUND) - 1
+    size = max(1, sum(array.nbytes for array in arrays))
+    least = FEW if place.graphs and size < FEW_BYTES else 1
+    more = min(max(least, math.ceil(place.cache / size)), AROUND) - 1
     return [first, *(tuple(place.copy(array) for array in first) for _ in range(more))]
 
 

@@ -152,7 +152,9 @@ def _digits(sizes: str, on_gpu: bool) -> Suite:
 
 def _all(sizes: str, on_gpu: bool) -> Suite:
     parts = [make(sizes, on_gpu) for make in (_elementwise, _rows, _loss, _fused, _torch, _digits)]
-    calls, fused, last = parts[0], parts[3], parts[4]
+    calls, fused, inside = parts[0], parts[3], parts[4].in_torch
+    if sizes == tables.QUICK:
+        inside = [row for row in inside if row.functions[0] in in_torch.QUICK]
     return Suite(
         "all",
         cases=[case for part in parts for case in part.cases],
@@ -162,8 +164,8 @@ def _all(sizes: str, on_gpu: bool) -> Suite:
         ways=calls.ways,
         holders=calls.holders,
         held=[*calls.held, *fused.held],
-        in_torch_by=last.in_torch_by,
-        in_torch=last.in_torch,
+        in_torch_by=parts[4].in_torch_by,
+        in_torch=inside,
         digits=parts[5].digits,
     )
 

@@ -31,7 +31,7 @@ from rich.text import Text
 import gpuact
 from gpuact.torch import distributed
 
-from . import console, result
+from . import console, result, words
 from .measure import ROUNDS, WARM_UP
 from .suite import TOLERANCE
 
@@ -185,7 +185,7 @@ def _table(rows: list[Measured]) -> Table:
             "not known" if size is None else f"{size / 1e6:,.1f} MB"
             for size in (row.shard, row.peak, row.bytes)
         )
-        time, low, high = (console.duration(t) for t in (row.median, row.low, row.high))
+        time, low, high = (words.duration(t) for t in (row.median, row.low, row.high))
         rate = f"{row.bytes / row.median / 1e9:.2f}"
         table.add_row(
             *(str(row.rank), f"{row.classes:,}", shard, peak),

@@ -63,11 +63,12 @@ def share(value: float) -> str:
     return f"{value:.0%}"
 
 
-def aim(goal: Judged) -> str:
-    if goal.figure == "not behind":
-        return goal.figure
-    at_least = goal.figure in ("times as fast", "GB/s")
-    return f"{'≥' if at_least else '≤'} {plain(goal.limit)} {goal.figure}"
+def aim(figure: str, limit: float) -> str:
+    """What a goal asks for."""
+    if figure == "not behind":
+        return figure
+    at_least = figure in ("times as fast", "GB/s")
+    return f"{'≥' if at_least else '≤'} {plain(limit)} {figure}"
 
 
 def verdict(goal: Judged) -> str:

@@ -30,10 +30,6 @@ from .suites import Asked, Job, Suite
 from .tables import COPY
 
 SILENCE = 600.0  # seconds without a word, after which a process is taken for hung
-COPIED = {
-    False: 1 << 26,
-    True: 1 << 30,
-}  # bytes read by the copy at both ends, without and with GPU
 
 # What a job gives: the rows of one or more of a result's tables.
 Found = Mapping[str, Sequence[Any]]
@@ -104,7 +100,7 @@ class Session:
         if not able:
             return []
         place = self.place(able[0].place)
-        size = COPIED[place.graphs]
+        size = place.ends
         base = np.random.default_rng(0).integers(256, size=1 << 22, dtype=np.uint8)
         calls = [lambda x=x: place.copy(x) for (x,) in rotated(place, [Repeated(base, (size,))])]
         timing = interleaved({COPY: (place, calls)}, self.asked.seconds)[COPY]

@@ -163,6 +163,7 @@ def _cupy() -> ModuleType:
 
 class Cupy(measure.Cupy):
     batch = 2e-4  # there is no noise to outlast
+    ends = 1 << 20
 
     def __init__(self) -> None:
         with mock.patch.dict(sys.modules, cupy=_cupy()):
@@ -240,6 +241,7 @@ def _torch() -> ModuleType:
 class TorchCuda(measure.TorchCuda):
     device = "cpu"
     batch = Cupy.batch
+    ends = Cupy.ends
 
     def __init__(self) -> None:
         with mock.patch.dict(sys.modules, torch=_torch()):

@@ -11,7 +11,7 @@ import pytest
 from gpuact.catalogue import FUNCTIONS
 
 pytest.importorskip("rich")
-from bench import cases, console, goals, host, measure, providers, suite, tables
+from bench import cases, console, goals, host, measure, providers, suite, tables, words
 from tests.benchmarks import CUPY, SIZES, TRITON, row, timing
 
 BOTH = {CUPY, TRITON}
@@ -100,9 +100,9 @@ def test_where_memory_bounds_the_work_there_is_a_goal(sizes: str) -> None:
 
 
 ROWS_ON_AN_H100 = [
-    ("softmax bfloat16 32768×256", "", "≥ 1900 GB/s"),
-    ("softmax bfloat16 32768×1024", "", "≥ 2650 GB/s"),
-    ("softmax bfloat16 32768×4096", "", "≥ 2900 GB/s"),
+    ("softmax bfloat16 32768×256", "", "≥ 1,900 GB/s"),
+    ("softmax bfloat16 32768×1024", "", "≥ 2,650 GB/s"),
+    ("softmax bfloat16 32768×4096", "", "≥ 2,900 GB/s"),
     ("softmax bfloat16 32768×65536", "copy", "≥ 0.97 times as fast"),
     ("softmax bfloat16 8192×262144", "copy", "≥ 0.97 times as fast"),
     *(
@@ -128,7 +128,7 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 def told(found: Sequence[goals.Goal]) -> list[tuple[str, str, str]]:
     both = f"{CUPY} or {TRITON}"
-    return [(g.what, g.rival.replace(both, "ours"), console._aim(g)) for g in found]
+    return [(g.what, g.rival.replace(both, "ours"), words.aim(g.figure, g.limit)) for g in found]
 
 
 def test_the_rows_goals_on_an_h100() -> None:
