@@ -125,8 +125,12 @@ class Host:
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked to."""
 
+    def trim(self) -> None:
+        """Give memory back that a pool keeps for this library alone."""
+
     def release(self) -> None:
-        """A case is over: give memory back that a pool keeps for this library alone."""
+        """A case is over."""
+        self.trim()
 
 
 class Cupy(Host):
@@ -184,7 +188,7 @@ class Cupy(Host):
     def synchronize(self) -> None:
         self.cupy.cuda.Device().synchronize()
 
-    def release(self) -> None:
+    def trim(self) -> None:
         self.cupy.get_default_memory_pool().free_all_blocks()
 
 
@@ -290,11 +294,14 @@ class TorchCuda(TorchHost):
     def synchronize(self) -> None:
         self.torch.cuda.synchronize()
 
+    def trim(self) -> None:
+        self.torch.cuda.empty_cache()
+
     def release(self) -> None:
         # torch falls back to eager, silently, after a few shapes of one compiled function
         self.torch.compiler.reset()
         self.pool = self.torch.cuda.graph_pool_handle()
-        self.torch.cuda.empty_cache()
+        self.trim()
 
 
 class Replayed(Host):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import words
 from .figures import ours
-from .result import ROOT, Result, committed, kernel_hashes
+from .result import RESULTS, ROOT, Result, committed, kernel_hashes, path_of
 from .suite import Row
 from .tables import COPY
 
@@ -76,7 +76,13 @@ def _part(result: Result, kernels: Mapping[str, str]) -> str:
             cases.setdefault(row.case, {})[row.provider] = row
     found = [cells for case, rows in cases.items() if (cells := _cells(case, rows))]
     lines = [HEADINGS, ("---", *("---:" for _ in HEADINGS[1:])), *found]
-    return "\n".join([_about(result, kernels), "", *(f"| {' | '.join(c)} |" for c in lines)])
+    table = [_about(result, kernels), "", *(f"| {' | '.join(c)} |" for c in lines)]
+    picture = path_of(result, RESULTS).with_suffix("")
+    picture = picture.with_name(f"{picture.name}-headline.png")
+    if picture.exists():
+        words = "Share of a copy's rate, by case and provider"
+        table += ["", f"![{words}]({picture.relative_to(ROOT).as_posix()})"]
+    return "\n".join(table)
 
 
 def section(results: Sequence[Result]) -> str:

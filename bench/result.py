@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -179,7 +180,8 @@ def text(result: Result) -> str:
 
 def path_of(result: Result, folder: Path) -> Path:
     stamp = result.time.replace(":", "").replace("-", "").partition("+")[0]
-    return folder / f"{stamp}-{result.settings['suite']}.json"
+    device = re.sub("[^a-z0-9]+", "-", result.device.lower()).strip("-")
+    return folder / f"{stamp}-{device}-{result.settings['suite']}.json"
 
 
 def write(result: Result, path: Path) -> None:

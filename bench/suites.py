@@ -224,7 +224,7 @@ class Asked:
 def settings(asked: Asked, **more: Any) -> dict[str, Any]:
     """As a result keeps them."""
     return {
-        "suite": asked.suite,
+        "suite": asked.plan().name,
         "sizes": asked.sizes,
         "seconds_per_case": asked.seconds,
         "only": asked.only,

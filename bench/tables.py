@@ -300,7 +300,7 @@ def cpu(sizes: str) -> tuple[Case, ...]:
         *(
             case
             for k in (5, 9, 13, 17)
-            for case in rows(ROW_FUNCTIONS[::2], ("float32",), (1 << 19 - k, 1 << k))
+            for case in rows(ROW_FUNCTIONS[::2], ("float32",), (1 << 20 - k, 1 << k))
         ),
         *chains(("float32",), (256, 2048)),
     )

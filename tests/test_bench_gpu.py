@@ -103,6 +103,26 @@ def test_what_cannot_be_recorded_is_timed_with_its_launches() -> None:
     assert rows["gpuact on CuPy"].method == "graph"
 
 
+def test_a_huge_case_leaves_no_pool_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One library's pool would starve the other's; but none is emptied behind a recorded graph."""
+    events: list[str] = []
+    held = places()
+    for name, place in held.items():
+        record, trim = place.recorded, place.trim
+        told = lambda calls, n=name, f=record: (events.append(f"{n} records"), f(calls))[1]  # noqa: E731
+        monkeypatch.setattr(place, "recorded", told)
+        monkeypatch.setattr(place, "trim", lambda n=name, f=trim: (events.append(n), f()))
+    monkeypatch.setattr(suite, "HUGE", CASE.bytes)
+    suite.run_case(CASE, fake_gpu.OURS, held, 0.001)
+    cupy, torch = fake_gpu.PLACES
+    recorded = [f"{cupy} records"] * 2 + [f"{torch} records"]  # the copy is CuPy's
+    assert events == [cupy, torch, *recorded, cupy, torch]
+    events.clear()
+    monkeypatch.setattr(suite, "HUGE", CASE.bytes + 1)
+    suite.run_case(CASE, fake_gpu.OURS, held, 0.001)
+    assert events == [*recorded, cupy, torch]
+
+
 def test_a_wrong_provider_is_wrong_and_not_timed() -> None:
     rows = rows_of(CASE, *fake_gpu.OURS, fake_gpu.WRONG)
     wrong = rows["a wrong one"]

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from bench import readme
-from bench.result import committed, kernel_hashes, write
+from bench.result import committed, kernel_hashes, path_of, write
 
 from . import bench_samples
 
@@ -21,6 +21,21 @@ CPU = replace(bench_samples.cpu(), sample=False, finished=True)
 
 def lines(text: str, start: str = "| ") -> list[str]:
     return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_the_readme_s_is_that_of_the_results_that_lie_there():
+    """After a result is committed: python -m bench readme."""
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.BEGIN + readme.section(committed()) + readme.END in text
+
+
+def test_a_picture_that_lies_there_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme, "ROOT", tmp_path.parent)
+    assert "![" not in readme.section([CPU])
+    picture = f"{path_of(CPU, tmp_path).stem}-headline.png"
+    (tmp_path / picture).touch()
+    assert readme.section([CPU]).endswith(f"]({tmp_path.name}/{picture})\n")
 
 
 def test_without_a_result_it_says_so():
