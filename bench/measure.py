@@ -177,7 +177,7 @@ class Cupy(Host):
             finally:  # a stream that is left recording makes every later call fail
                 graph = stream.end_capture()
             del outputs  # the next to be recorded writes there too: nobody reads them
-        return graph.launch  # type: ignore[no-any-return]
+        return graph.launch
 
     def peak(self, call: Callable[[], object]) -> int | None:
         counted = _counting(self.cupy)
@@ -196,7 +196,7 @@ def _counting(cupy: Any) -> Any:
     """A hook of CuPy's memory pool that counts what is in use; within the call, so that `import
     bench` asks for no CuPy."""
 
-    class Counting(cupy.cuda.MemoryHook):  # type: ignore[misc]
+    class Counting(cupy.cuda.MemoryHook):
         name = "gpuact.bench"
 
         def __init__(self) -> None:
@@ -281,7 +281,7 @@ class TorchCuda(TorchHost):
         with cuda.graph(graph, pool=self.pool, stream=self.side):
             outputs = [call() for call in calls]  # apart from each other
         del outputs  # the next to be recorded writes there too: nobody reads them
-        return graph.replay  # type: ignore[no-any-return]
+        return graph.replay
 
     def peak(self, call: Callable[[], object]) -> int | None:
         cuda = self.torch.cuda

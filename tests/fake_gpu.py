@@ -255,7 +255,7 @@ class TorchCuda(measure.TorchCuda):
 # Under names of their own, beside the real ones.
 CUPY, TORCH = "a fake CuPy", "a fake torch"
 PLACES: dict[str, type[measure.Host]] = {CUPY: Cupy, TORCH: TorchCuda}
-measure.PLACES.update(PLACES)  # type: ignore[attr-defined]
+measure.PLACES.update(PLACES)
 
 
 # -- who computes ---------------------------------------------------------------------------------
