@@ -145,8 +145,12 @@ def _compare(words: Sequence[str]) -> int:
     from .result import read
 
     found = compare.compare(read(args.before), read(args.after))
-    compare.print_comparison(console(), found)
-    return 1 if args.check and compare.failures(found) else 0
+    out = console()
+    compare.print_comparison(out, found)
+    failures = compare.failures(found) if args.check else []
+    for failure in failures:
+        out.print(f"check: {compare.in_words(failure)}")
+    return 1 if failures else 0
 
 
 def _status(words: Sequence[str]) -> int:

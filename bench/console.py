@@ -181,7 +181,7 @@ def _value(verdict: Verdict) -> str:
 def verdict(found: Verdict) -> str:
     """In one line."""
     goal, value = found.goal, "" if found.value is None else f" with {_value(found)}"
-    beside = f" beside {goal.rival}" if goal.rival else ""
+    beside = f" beside {found.rival}" if found.rival else ""
     return f"{found.ours}: {goal.what}{beside}: {found.word}{value}"
 
 
@@ -193,7 +193,7 @@ def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     for found in verdicts:
         word = Text(found.word, STYLES[found.word])
         asked = aim(found.goal.figure, found.goal.limit)
-        table.add_row(found.goal.what, found.goal.rival, asked, _value(found), word)
+        table.add_row(found.goal.what, found.rival, asked, _value(found), word)
     return table
 
 
@@ -207,7 +207,7 @@ def print_verdicts(out: Console, verdicts: Iterable[Verdict]) -> None:
         out.print(Text(name, "cyan"))
         for found in group:
             value = "" if found.value is None else f" {_value(found)}"
-            beside = f" beside {found.goal.rival}" if found.goal.rival else ""
+            beside = f" beside {found.rival}" if found.rival else ""
             asked = aim(found.goal.figure, found.goal.limit)
             line = f"  {found.word}: {found.ours}{value}{beside}, goal {asked}"
             out.print(Text(line, STYLES[found.word]))

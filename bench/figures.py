@@ -64,7 +64,7 @@ LOOKS: Mapping[str, Look] = {
     "NumPy": Look("#64809b", "#8fadc9", "v"),
     "SciPy": Look("#7c863c", "#a9b465", "<"),
     "numexpr": Look("#5a8c82", "#84b8ad", ">"),
-    "numba": Look("#8b7da0", "#b1a2c9", "d"),
+    "Numba": Look("#8b7da0", "#b1a2c9", "d"),
     "an empty autograd function": Look("#868686", "#adadad", "+"),
 }
 OTHER = Look("#807d78", "#a9a6a0", "x")

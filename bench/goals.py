@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from .cases import Case, Chain
 from .measure import Timing
@@ -186,6 +186,11 @@ class Verdict:
     value: float | None
     held: bool
     ours: str  # the better of those that the goal names, or all of them where none was timed
+    launches: bool = False  # whether the rival could be timed with his launches alone
+
+    @property
+    def rival(self) -> str:
+        return self.goal.rival + (" with its launches" if self.launches else "")
 
     @property
     def word(self) -> str:
@@ -205,10 +210,16 @@ class Measured(Protocol):
     def timing(self) -> Timing | None: ...
 
 
-Timed = Mapping[tuple[str, str], tuple[Timing, int]]  # by case and provider: and the bytes
+class Found(NamedTuple):
+    timing: Timing
+    bytes: int
+    method: str = ""
 
 
-def _rivals(goal: Goal, timed: Timed) -> list[tuple[Timing, int] | None]:
+Timed = Mapping[tuple[str, str], Found]  # by case and provider
+
+
+def _rivals(goal: Goal, timed: Timed) -> list[Found | None]:
     """Who is beside us: None for one who is named and was not timed, if it is not ourselves."""
     case = goal.neighbour or goal.case
     here = {who: row for (name, who), row in timed.items() if name == case}
@@ -221,23 +232,27 @@ def _verdict(goal: Goal, timed: Timed) -> Verdict:
     rivals = [row for row in _rivals(goal, timed) if row]
     if not found or None in _rivals(goal, timed) or not (rivals or goal.alone):
         return Verdict(goal, None, False, goal.who)
-    who = min(found, key=lambda name: found[name][0].median)
-    ours, moved = found[who]
+    who = min(found, key=lambda name: found[name].timing.median)
+    ours = found[who]
     # who is as quick as his rival is behind him in every second run: behind is whose median lies
     # above the rival's 80 % quantile
     slack = goal.figure == "not behind"
-    theirs = [
-        (timing.high if slack else timing.median) * moved / theirs for timing, theirs in rivals
-    ]
-    value = goal.value(ours.median, min(theirs, default=0), moved)
-    return Verdict(goal, value, goal.held(value), who)
+    theirs = {
+        (row.timing.high if slack else row.timing.median) * ours.bytes / row.bytes: row.method
+        for row in rivals
+    }
+    best = min(theirs, default=0.0)
+    value = goal.value(ours.timing.median, best, ours.bytes)
+    launches = ours.method == "graph" and theirs.get(best) == "events"
+    return Verdict(goal, value, goal.held(value), who, launches)
 
 
 def verdicts(rows: Iterable[Measured], goals: Iterable[Goal]) -> list[Verdict]:
-    timed: dict[str, dict[tuple[str, str], tuple[Timing, int]]] = {"timing": {}, "call": {}}
+    timed: dict[str, dict[tuple[str, str], Found]] = {"timing": {}, "call": {}}
     for row in rows:
         for column, found in timed.items():
             timing = getattr(row, column, None)
             if timing is not None:
-                found[row.case, row.provider] = timing, row.bytes
+                method = getattr(row, "method", "") if column == "timing" else ""
+                found[row.case, row.provider] = Found(timing, row.bytes, method)
     return [_verdict(goal, timed[goal.column]) for goal in goals]

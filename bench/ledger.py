@@ -28,7 +28,7 @@ FAULTS = ("wrong", "failed", "lost")
 
 State = Literal["proved", "stale", "wrong", "missing"]
 LEGEND: Mapping[State, str] = {
-    "proved": "timed on a GPU with today's sources, at best at this share of a copy's rate",
+    "proved": "timed on a GPU with today's sources; the largest case at this share of a copy",
     "stale": "timed on a GPU, but its sources have changed since",
     "wrong": "the newest row of a case, of today's sources, is wrong, failed or lost",
     "missing": "not timed on a GPU",
@@ -58,7 +58,7 @@ class Cell:
     dtype: str
     family: str  # of result.FAMILIES
     state: State
-    share: float | None = None  # of the copy's rate, the best that is proved
+    share: float | None = None  # of the copy's rate, in the proved case that moves most
     # of the newest timed row, with today's sources if there is one
     file: str = ""
     commit: str = ""
@@ -138,9 +138,12 @@ def _cell(
     if not old:
         return Cell(*about, reason=reason)
     last = (timed or old)[-1]
-    best = max(p.row.share_of_copy for p in timed) if state == "proved" else None
+    largest = None
+    if state == "proved":  # of equals the newest
+        largest = max((p.row for p in reversed(timed)), key=lambda row: row.bytes)
     # a share of 0 is one that nobody measured
-    return Cell(*about, best or None, last.file, _commit(last.result), _date(last.result), reason)
+    share = (largest.share_of_copy or None) if largest else None
+    return Cell(*about, share, last.file, _commit(last.result), _date(last.result), reason)
 
 
 def ledger(

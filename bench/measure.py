@@ -166,9 +166,11 @@ class Cupy(Host):
         return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3
 
     def recorded(self, calls: Calls) -> Callable[[], object]:
-        with self.stream as stream:
-            # the pool cannot ask for memory while a graph is recorded: it is to have it by then
-            before = [call() for call in calls]
+        """With memory of its own, which nothing gives back while the graph may write there."""
+        pool = self.cupy.cuda.MemoryPool()
+        self.synchronize()
+        with self.stream as stream, self.cupy.cuda.using_allocator(pool.malloc):
+            before = [call() for call in calls]  # loads and compiles what a graph cannot hold
             stream.synchronize()
             del before
             stream.begin_capture()
@@ -176,8 +178,12 @@ class Cupy(Host):
                 outputs = [call() for call in calls]  # apart from each other
             finally:  # a stream that is left recording makes every later call fail
                 graph = stream.end_capture()
-            del outputs  # the next to be recorded writes there too: nobody reads them
-        return graph.launch
+            del outputs  # nobody reads them
+
+        def replay(keep: object = pool) -> None:
+            graph.launch()
+
+        return replay
 
     def peak(self, call: Callable[[], object]) -> int | None:
         counted = _counting(self.cupy)
@@ -277,9 +283,15 @@ class TorchCuda(TorchHost):
             for call in calls:
                 call()
         cuda.synchronize()
-        graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=self.pool, stream=self.side):
-            outputs = [call() for call in calls]  # apart from each other
+        graph, before = cuda.CUDAGraph(), cuda.current_stream()
+        try:
+            with cuda.graph(graph, pool=self.pool, stream=self.side):
+                outputs = [call() for call in calls]  # apart from each other
+        except Exception as error:
+            # torch may stay on the stream, and the pool be taken for one that is still recorded to
+            cuda.set_stream(before)
+            self.pool = cuda.graph_pool_handle()
+            raise error.__context__ or error from None  # why, and not that recording ended badly
         del outputs  # the next to be recorded writes there too: nobody reads them
         return graph.replay
 
@@ -320,7 +332,7 @@ class Unwaited(Host):
     """What the host alone spends: the clock on the wall, and nobody waits for the device."""
 
     batch = 0.001  # some 300 calls; a stream takes about 1000 before the host must wait for it
-    patience = 0.005  # seconds that the device may need for one sample
+    patience = 0.0005  # seconds that the device may need for one sample
 
     def __init__(self, place: Host, once: float = 0.0) -> None:
         """once: seconds that the device needs for a call."""
@@ -348,12 +360,18 @@ def placed(place: Host, array: Array | Repeated) -> Array:
     return place.put(array)
 
 
-def rotated(place: Host, arrays: Sequence[Array | Repeated]) -> list[tuple[Array, ...]]:
-    """The inputs, and as many copies of them as the place's cache asks for."""
+def rotated(
+    place: Host, arrays: Sequence[Array | Repeated], written: int = 0
+) -> list[tuple[Array, ...]]:
+    """The inputs, and as many copies of them as the place's cache asks for.
+
+    written: by a call, in bytes; outputs of the cache's size leave nothing of any input there.
+    """
     first = tuple(placed(place, array) for array in arrays)
     size = max(1, sum(array.nbytes for array in arrays))
-    least = FEW if place.graphs and size < FEW_BYTES else 1
-    more = min(max(least, math.ceil(place.cache / size)), AROUND) - 1
+    least = FEW if place.graphs and size + written < FEW_BYTES else 1
+    needed = 1 if written >= place.cache else math.ceil(place.cache / size)
+    more = min(max(least, needed), AROUND) - 1
     return [first, *(tuple(place.copy(array) for array in first) for _ in range(more))]
 
 
@@ -361,27 +379,49 @@ def interleaved(
     contenders: Mapping[str, tuple[Host, Calls]],
     budget: float,
     at: Callable[[str], object] = lambda who: None,
+    lost: Callable[[str, Exception], object] | None = None,
 ) -> dict[str, Timing]:
     """Time all contenders in turn, for `budget` seconds in all or the least number of rounds.
 
     at: is told whose turn it is.
+    lost: is told who raised what, and the others go on; without it that ends it for all.
     """
-    counts = {}
-    spent = 0.0
-    for name, (place, calls) in contenders.items():
+    going = dict(contenders)
+    counts: dict[str, int] = {}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def turn(name: str, work: Callable[[str], float]) -> float:
         at(name)
+        try:
+            return work(name)
+        except Exception as error:
+            if lost is None:
+                raise
+            del going[name]
+            lost(name, error)
+            return 0.0
+
+    def first(name: str) -> float:
+        """How long a sample takes on the clock on the wall, waiting for the device included."""
+        place, calls = going[name]
         place.seconds(calls, WARM_UP)
         once = place.seconds(calls, 1)
         counts[name] = min(max(1, math.ceil(place.batch / max(once, 1e-9))), place.most)
-        spent += once * counts[name]
-    rounds = int(np.clip(budget / spent, *ROUNDS))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+        start = perf_counter()
+        place.seconds(calls, counts[name])
+        return perf_counter() - start
+
+    def sample(name: str) -> float:
+        place, calls = going[name]
+        return place.seconds(calls, counts[name]) / counts[name]
+
+    spent = sum(turn(name, first) for name in contenders)
+    rounds = int(np.clip(budget / max(spent, 1e-9), *ROUNDS))
     for _ in range(rounds):
-        for name, (place, calls) in contenders.items():
-            at(name)
-            samples[name].append(place.seconds(calls, counts[name]) / counts[name])
+        for name in list(going):
+            samples[name].append(turn(name, sample))
     timings = {}
-    for name, times in samples.items():
-        median, low, high = (float(q) for q in np.quantile(times, (0.5, 0.2, 0.8)))
+    for name in going:
+        median, low, high = (float(q) for q in np.quantile(samples[name], (0.5, 0.2, 0.8)))
         timings[name] = Timing(median, low, high, rounds)
     return timings

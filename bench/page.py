@@ -23,7 +23,7 @@ from .digits import ENOUGH
 from .figures import LOOKS, Panel, families, largest, named, ordered, ours, panels, parted
 from .held import Held
 from .host import Cost
-from .result import CopyRate, Result
+from .result import Condition, CopyRate, Result
 from .suite import Row
 from .tables import COPY
 
@@ -389,31 +389,36 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """What one GPU told during the run."""
+class Conditions:
+    """Of the GPU, during the run."""
 
-    title: str
     readings: Sequence[Reading]
-    throttled: str
+    throttled: str  # a sentence
 
 
-def _conditions(result: Result) -> list[Gpu]:
-    found = []
-    gpus = result.machine.get("gpus", ())
-    for index in sorted({condition.gpu for condition in result.conditions}):
-        told = [condition for condition in result.conditions if condition.gpu == index]
-        readings = []
-        for name, key, unit in READINGS:
-            values = [v for condition in told if (v := getattr(condition, key)) is not None]
-            if values:
-                shown = (values[0], values[-1], min(values), max(values))
-                readings.append(Reading(name, unit, *(f"{value:,.0f}" for value in shown)))
-        slowed = [f"{c.throttled} {c.when}" for c in told if c.throttled]
-        told_of = f"; {len(slowed) - TOLD} more" if len(slowed) > TOLD else ""
-        throttled = f"at {len(slowed)} of {len(told)} readings: {'; '.join(slowed[:TOLD])}{told_of}"
-        name = gpus[index]["name"] if index < len(gpus) else "GPU"
-        found.append(Gpu(f"{name}, GPU {index}", readings, throttled if slowed else ""))
-    return found
+def _conditions(result: Result) -> Conditions | None:
+    told = result.conditions
+    if not told:
+        return None
+    readings = []
+    for name, key, unit in READINGS:
+        values = [v for condition in told if (v := getattr(condition, key)) is not None]
+        if values:
+            shown = (values[0], values[-1], min(values), max(values))
+            readings.append(Reading(name, unit, *(f"{value:,.0f}" for value in shown)))
+    return Conditions(readings, _throttled(told))
+
+
+def _throttled(told: Sequence[Condition]) -> str:
+    answers = [condition for condition in told if condition.throttled is not None]
+    slowed = [f"{c.throttled} {c.when}" for c in answers if c.throttled]
+    if not answers:
+        return "The driver does not tell whether anything slowed it down."
+    if not slowed:
+        return f"Nothing slowed it down at any of {len(answers)} readings."
+    more = f"; {len(slowed) - TOLD} more" if len(slowed) > TOLD else ""
+    where = "; ".join(slowed[:TOLD])
+    return f"Slowed down at {len(slowed)} of {len(answers)} readings: {where}{more}."
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Provider:
     backend: str = ""  # of gpuact; empty for a rival
     compiles: bool = False  # for seconds, in every case
     overwrites: tuple[str, ...] = ()  # functions that write over their arrays
+    waits: tuple[str, ...] = ()  # functions that wait for the device: no CUDA graph can hold them
 
 
 def in_a_line(error: Exception) -> str:
@@ -638,6 +639,7 @@ ON_GPU = (
         partial(_no_rival, "liger_kernel.ops"),
         _liger,
         overwrites=("cross_entropy_with_grad",),
+        waits=("cross_entropy", "cross_entropy_with_grad"),  # asks how many targets there are
     ),
     Provider("QuACK", "torch on CUDA", partial(_no_rival, "quack.softmax"), _quack),
     Provider("FlagGems", "torch on CUDA", partial(_no_rival, "flag_gems"), _flag_gems),

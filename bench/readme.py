@@ -18,6 +18,8 @@ from .tables import COPY
 README = ROOT / "README.md"
 BEGIN, END = "<!-- performance -->\n", "<!-- end -->"
 
+LAUNCHES = " *"
+LAUNCHED = "\\* with its launches: no CUDA graph can hold it"
 NO_GPU = "No run on a GPU has been committed yet, so there are no figures of one here."
 HEADINGS = (
     *("case", "bytes", "copy, GB/s", "gpuact", "of the copy"),
@@ -48,7 +50,9 @@ def _cells(case: str, rows: Mapping[str, Row]) -> list[str] | None:
     if rival is None:
         return [*cells, "–", "–", "–"]
     ratio = _seconds(rival) / _seconds(best)
-    return [*cells, _escaped(rival.provider), words.duration(_seconds(rival)), f"{ratio:.2f}"]
+    mark = LAUNCHES if (best.method, rival.method) == ("graph", "events") else ""
+    time = words.duration(_seconds(rival)) + mark
+    return [*cells, _escaped(rival.provider), time, f"{ratio:.2f}"]
 
 
 def _seconds(row: Row) -> float:
@@ -77,6 +81,8 @@ def _part(result: Result, kernels: Mapping[str, str]) -> str:
     found = [cells for case, rows in cases.items() if (cells := _cells(case, rows))]
     lines = [HEADINGS, ("---", *("---:" for _ in HEADINGS[1:])), *found]
     table = [_about(result, kernels), "", *(f"| {' | '.join(c)} |" for c in lines)]
+    if any(LAUNCHES in cell for cells in found for cell in cells):
+        table += ["", LAUNCHED]
     picture = path_of(result, RESULTS).with_suffix("")
     picture = picture.with_name(f"{picture.name}-headline.png")
     if picture.exists():
@@ -86,17 +92,26 @@ def _part(result: Result, kernels: Mapping[str, str]) -> str:
 
 
 def section(results: Sequence[Result]) -> str:
-    """Markdown: the newest finished result of a GPU, and of a CPU, that has headline cases."""
+    """Markdown: the newest result of a GPU, and of a CPU, that has the whole headline."""
     told = [
         result
         for result in sorted(results, key=lambda result: result.time)
-        if result.finished and not result.sample and any(row.headline for row in result.rows)
+        if not result.sample and _whole(result)
     ]
     newest = {result.on_gpu: result for result in told}
     kernels = kernel_hashes()
     parts = [_part(newest[True], kernels) if True in newest else NO_GPU]
     parts += [_part(newest[False], kernels)] if False in newest else []
     return "\n\n".join(parts) + "\n"
+
+
+def _whole(result: Result) -> bool:
+    """Whether it has its headline, though it may have ended early after that."""
+    headline = [row for row in result.rows if row.headline]
+    ended = result.finished or "minutes" in result.stopped
+    return (
+        ended and bool(headline) and all(row.status != "not run" for row in headline if row.backend)
+    )
 
 
 def update(readme: Path) -> bool:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import gpuact
 
@@ -38,11 +38,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Condition:
-    """What nvidia-ml-py tells of one GPU at one moment; None where it cannot tell."""
+    """What nvidia-ml-py tells of the GPU at one moment; None where it cannot tell."""
 
-    when: str  # "before" or "after", and of which case
+    when: str  # "start", "end", or during which case
     seconds: float  # since the run began
-    gpu: int = 0
     sm_mhz: int | None = None
     memory_mhz: int | None = None
     temperature_c: int | None = None
@@ -104,7 +103,7 @@ class Result:
 
     @property
     def device(self) -> str:
-        """What was measured: the first GPU, or the processor where there is none."""
+        """What was measured: the GPU, or the processor where there is none."""
         names = [gpu["name"] for gpu in self.machine.get("gpus", ())]
         return names[0] if names else str(self.machine.get("processor", "unknown"))
 
@@ -233,9 +232,6 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "triton loss": (*_ROWS_TRITON, "triton/cross_entropy.py"),
 }
 
-# Compiled by torch's own compiler from the formulas, or the list of the others: timed by no case.
-UNTIMED = ("triton/__init__.py", "triton/inline.py")
-
 
 def kernel_hash(names: Iterable[str], folder: Path = ROOT / "kernels") -> str:
     digest = hashlib.sha256()
@@ -265,6 +261,7 @@ def _processor() -> str:
     return next(names, platform.machine())
 
 
+@cache
 def _nvml() -> Any:
     """nvidia-ml-py where a driver answers; None where there is nothing to tell."""
     try:
@@ -276,20 +273,49 @@ def _nvml() -> Any:
     return pynvml
 
 
+class Gpu(NamedTuple):
+    """The one that calls run on, as the library says that makes them."""
+
+    name: str
+    known_as: str  # to NVML, which counts in another order and sees those that are hidden here
+    memory: int
+
+
+@cache
+def gpu() -> Gpu | None:
+    try:
+        import cupy
+
+        device = cupy.cuda.Device()
+        told = cupy.cuda.runtime.getDeviceProperties(device.id)
+        return Gpu(told["name"].decode(), device.pci_bus_id, told["totalGlobalMem"])
+    except Exception:  # not installed, or it finds none
+        pass
+    try:
+        import torch
+
+        properties = torch.cuda.get_device_properties()
+        return Gpu(properties.name, f"GPU-{properties.uuid}", properties.total_memory)
+    except Exception:
+        return None
+
+
+def _handle(nvml: Any) -> Any:
+    """NVML's own name for it."""
+    here = gpu()
+    known_as = here.known_as if here else ""
+    if known_as.startswith("GPU-"):
+        return nvml.nvmlDeviceGetHandleByUUID(known_as)
+    return nvml.nvmlDeviceGetHandleByPciBusId(known_as)
+
+
 def gpus() -> list[dict[str, Any]]:
-    """Name, memory and driver of each GPU, as the driver tells; empty where none answers."""
-    nvml = _nvml()
-    if nvml is None:
+    """The GPU that calls run on, its memory and its driver; none where none answers."""
+    here, nvml = gpu(), _nvml()
+    if here is None:
         return []
-    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-    return [
-        {
-            "name": nvml.nvmlDeviceGetName(handle),
-            "memory": nvml.nvmlDeviceGetMemoryInfo(handle).total,
-            "driver": nvml.nvmlSystemGetDriverVersion(),
-        }
-        for handle in handles
-    ]
+    driver = nvml.nvmlSystemGetDriverVersion() if nvml else "unknown"
+    return [{"name": here.name, "memory": here.memory, "driver": driver}]
 
 
 # What is asked of NVML, by the field of Condition; a GPU that hides one of them has None there.
@@ -310,33 +336,28 @@ def _reasons(nvml: Any, bits: int) -> str:
 
 
 def conditions(when: str, seconds: float) -> list[Condition]:
-    """Of every GPU, now."""
+    """Of the GPU that calls run on, now; nothing where NVML does not find it."""
     nvml = _nvml()
-    found = []
-    for i in range(nvml.nvmlDeviceGetCount() if nvml else 0):
-        handle = nvml.nvmlDeviceGetHandleByIndex(i)
-        told: dict[str, Any] = {}
-        for name, ask in _ASKED.items():
-            try:
-                told[name] = ask(nvml, handle)
-            except Exception:  # this driver does not tell, or not to everybody
-                told[name] = None
-        found.append(Condition(when, round(seconds, 3), i, **told))
-    return found
+    try:
+        handle = _handle(nvml)
+    except Exception:  # there is no NVML, or it knows no such GPU
+        return []
+    told: dict[str, Any] = {}
+    for name, ask in _ASKED.items():
+        try:
+            told[name] = ask(nvml, handle)
+        except Exception:  # this driver does not tell, or not to everybody
+            told[name] = None
+    return [Condition(when, round(seconds, 3), **told)]
 
 
-@cache
-def gpu() -> str:
-    """The name of the one that everything runs on, or nothing where nobody tells."""
-    return next((found["name"] for found in gpus()), "")
-
-
-def machine() -> dict[str, Any]:
+def machine(on_gpu: bool) -> dict[str, Any]:
+    """What a run is made on: no GPU where it is made on the CPU beside one."""
     return {
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "gpus": gpus(),
+        "gpus": gpus() if on_gpu else [],
     }
 
 
@@ -365,7 +386,7 @@ def begun(settings: Mapping[str, Any]) -> Result:
         commit=_git("rev-parse", "HEAD"),
         changed_since_commit=None if changed is None else bool(changed),
         kernels=kernel_hashes(),
-        machine=machine(),
+        machine=machine(bool(settings.get("on_gpu"))),
         versions=versions(),
         settings=dict(settings),
     )

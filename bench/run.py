@@ -18,6 +18,7 @@ from .suites import Asked, Job, Suite, settings
 from .worker import Found, Worker, missing
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
+EVERY = 2.0  # seconds between two readings of clocks and temperatures
 
 
 @dataclass
@@ -34,8 +35,14 @@ class Log:
 
     def note(self, when: str) -> None:
         """Clocks and temperatures."""
-        now = result.conditions(when, self.seconds)
+        now = result.conditions(when, self.seconds) if self.result.on_gpu else []
         self.result = replace(self.result, conditions=[*self.result.conditions, *now])
+
+    def overhear(self, name: str) -> None:
+        """The same while the GPU is at work, now and then."""
+        told = self.result.conditions
+        if self.result.on_gpu and (not told or self.seconds - told[-1].seconds > EVERY):
+            self.note(f"during {name}")
 
     def add(self, found: Found) -> None:
         more = {table: [*getattr(self.result, table), *rows] for table, rows in found.items()}
@@ -102,8 +109,6 @@ def measure(out: Console, log: Log, worker: Worker, minutes: float) -> None:
                 found = worker.do(job)
             headings.pop(job.kind, lambda: None)()
             _show(out, job, suite, found)
-            if job.kind == "case":
-                log.note(f"after {job.name}")
             log.add(found)
             bar.update(task, advance=1, refresh=True)
 
@@ -111,7 +116,7 @@ def measure(out: Console, log: Log, worker: Worker, minutes: float) -> None:
 def _judged(found: Iterable[Verdict]) -> list[Judged]:
     return [
         Judged(
-            *(v.goal.what, v.ours, v.goal.rival, v.goal.figure, v.goal.limit),
+            *(v.goal.what, v.ours, v.rival, v.goal.figure, v.goal.limit),
             value=v.value,
             held=v.held,
         )
@@ -121,10 +126,11 @@ def _judged(found: Iterable[Verdict]) -> list[Judged]:
 
 def _failures(found: Result, goals: Iterable[Verdict]) -> list[str]:
     """What --check does not let pass; a rival may be as wrong as it likes."""
-    rows = (*found.rows, *found.host_costs)
-    bad = (r for r in rows if r.status in ("wrong", "failed", "lost"))
+    rows = [r for r in (*found.rows, *found.host_costs) if r.status in ("wrong", "failed", "lost")]
+    rows += [r for r in found.held_for_backward if r.reason]
+    ours = (r for r in rows if r.provider.startswith("gpuact") or not r.case)
     return [
-        *(f"{r.case}: {r.provider}: {r.reason}" for r in bad if r.provider.startswith("gpuact")),
+        *(f"{r.case}: {r.provider}: {r.reason}" for r in ours),
         *(console.verdict(g) for g in goals if not g.held),
         *(f"digits with {t.activation}: {t.accuracy:.1%}" for t in found.digits if not t.enough),
     ]
@@ -174,7 +180,7 @@ def run(
         out.print("No GPU answers here: the cases have a CPU's sizes.")
     log.note("start")
     interrupted = False
-    with Worker(asked) as worker:
+    with Worker(asked, heard=log.overhear) as worker:
         try:
             measure(out, log, worker, minutes)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ HUGE = 1 << 32  # bytes of a case: a GPU has room for few of its arrays
 
 DIGITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}  # behind the leading one
 
+WAITS = "waits for the device in every call: no CUDA graph can hold it, launches are timed along"
 OVERWRITES = "writes over its input, so that each call is given what the last one left"
 OWN_MASK = "its mask is its own: values are right as kept or as dropped, sums are not compared"
 
@@ -276,6 +278,7 @@ class _Contender:
     place: Host
     calls: Calls
     row: Row  # but for its timings
+    waits: bool = False  # for the device, in every call
 
 
 class Turn:
@@ -287,30 +290,43 @@ class Turn:
         places: Mapping[str, Host],
         at: Callable[[str], object] = lambda who: None,
     ) -> None:
+        at(COPY)
         self.case, self.places, self.at = case, places, at
         self.arrays = sources(case)
         self.expected, self.exact = reference(case, self.arrays), truth(case, self.arrays)
-        self.held = {name: rotated(p, list(self.arrays.values())) for name, p in places.items()}
+        arrays = list(self.arrays.values())
+        written = case.bytes - sum(array.nbytes for array in arrays)
+        self.held = {name: rotated(place, arrays, written) for name, place in places.items()}
         name, first = next(iter(places.items()))
-        x = next(iter(self.arrays.values()))
-        copies = _copies(case, first, x, self.held[name])
+        copies = _copies(case, first, arrays[0], self.held[name])
         self.contenders = {COPY: _Contender(first, copies, row_of(case, COPY))}
         self.rows: list[Row] = []  # of those that are not timed
 
     def enter(self, provider: Provider) -> None:
         """Ask the provider for the function, and look at what it computes."""
+        self.at(provider.name)
+        row = row_of(self.case, provider.name, backend=provider.backend)
+        place = self.places[provider.place]
+        try:
+            contender = self._checked(provider, row)
+        except Exception as error:
+            self._fails(place, row, error)
+            return
+        if contender is None:
+            return
+        if contender.row.status == "timed":
+            self.contenders[provider.name] = contender
+        else:
+            _still_there(place, contender.row.reason)
+            self.rows.append(contender.row)
+
+    def _checked(self, provider: Provider, row: Row) -> _Contender | None:
+        """None where he has no such function."""
         case, place = self.case, self.places[provider.place]
         judge, note = _judge(case, provider, self.arrays)
-        row = row_of(case, provider.name, backend=provider.backend)
-        self.at(provider.name)
-        try:
-            function = provider.spell(case)
-        except Exception as error:
-            status, reason = failed(error)
-            self.rows.append(replace(row, status=status, reason=reason))
-            return
+        function = provider.spell(case)
         if function is None:
-            return
+            return None
         given = self.held[provider.place]
         if case.function in provider.overwrites:
             given = [tuple(place.copy(array) for array in args) for args in given]
@@ -320,21 +336,32 @@ class Turn:
         row = replace(row, status=found.status, reason=found.reason, error_ulp=found.error_ulp)
         if found.status == "timed":
             row = replace(row, note=note, peak_bytes=place.peak(calls[0]))
-            self.contenders[provider.name] = _Contender(place, calls, row)
-        else:
-            _still_there(place, found.reason)
-            self.rows.append(row)
+        return _Contender(place, calls, row, case.function in provider.waits)
+
+    def _fails(self, place: Host, row: Row, error: Exception) -> None:
+        status, reason = failed(error)
+        _still_there(place, reason)
+        self.rows.append(replace(row, status=status, reason=reason))
 
     def timed(self, budget: float) -> list[Row]:
         """All contenders in turn; after them those that are not timed."""
         who = self.contenders
+
+        def lost(name: str, error: Exception) -> None:
+            if name == COPY:  # the measure of all others
+                raise error
+            self._fails(who[name].place, who[name].row, error)
+
+        def uncalled(name: str, error: Exception) -> None:
+            _still_there(who[name].place, in_a_line(error))
+
         alone = {name: (self._recorded(one), one.calls) for name, one in who.items()}
-        timings = interleaved(alone, budget, self.at)
+        timings = interleaved(alone, budget, self.at, lost)
         called: Mapping[str, Timing] = {}
         if any(one.place.graphs for one in who.values()):
             once = timings[COPY].median
-            plain = {n: (Unwaited(one.place, once), one.calls) for n, one in who.items()}
-            called = interleaved(plain, budget / 3, self.at)
+            plain = {n: (Unwaited(who[n].place, once), who[n].calls) for n in timings}
+            called = interleaved(plain, budget / 3, self.at, uncalled)
         return [
             replace(
                 who[name].row,
@@ -351,16 +378,22 @@ class Turn:
         if not one.place.graphs:
             return one.place
         self.at(one.row.provider)
+        if one.waits:
+            return self._launched(one, WAITS)
         try:
             found: Host = Replayed(one.place, one.calls)
-            one.row = replace(one.row, method="graph")
         except Exception as error:
-            _still_there(one.place, in_a_line(error))
-            found = one.place
-            said = f"no CUDA graph of it ({in_a_line(error)}): launches are timed along"
-            note = f"{one.row.note}; {said}" if one.row.note else said
-            one.row = replace(one.row, method="events", note=note)
+            reason = in_a_line(error)
+            _still_there(one.place, reason)
+            return self._launched(one, f"no CUDA graph of it ({reason}): launches are timed along")
+        one.row = replace(one.row, method="graph")
         return found
+
+    def _launched(self, one: _Contender, why: str) -> Host:
+        """As plain calls between device events."""
+        note = f"{one.row.note}; {why}" if one.row.note else why
+        one.row = replace(one.row, method="events", note=note)
+        return one.place
 
 
 def row_of(
@@ -411,6 +444,8 @@ def run_case(
     able = [p for p in providers if case.compiled or not p.compiles]
     try:
         return _run_case(case, able, places, budget, at)
-    finally:  # its arrays are gone by now
+    finally:  # its arrays are gone by now, but for those that an error's frames hold in a circle
+        if case.bytes >= HUGE:
+            gc.collect()
         for place in places.values():  # one library's pool would starve the other
             place.release()

@@ -101,6 +101,11 @@ class Suite:
             yield Job("copy", "end")
 
 
+def _device() -> str:
+    here = gpu()
+    return here.name if here else ""
+
+
 def gpu_answers() -> bool:
     found = gpuact.backends()
     return found["cupy"].available or found["triton"].available
@@ -129,12 +134,12 @@ def _fused(sizes: str, on_gpu: bool) -> Suite:
 
 def _rows(sizes: str, on_gpu: bool) -> Suite:
     found = (tables.rows_on_gpu if on_gpu else tables.rows_on_cpu)(sizes)
-    return Suite("rows", found, _who(on_gpu), rows_goals(gpu()) if on_gpu else ())
+    return Suite("rows", found, _who(on_gpu), rows_goals(_device()) if on_gpu else ())
 
 
 def _loss(sizes: str, on_gpu: bool) -> Suite:
     found = (tables.loss_on_gpu if on_gpu else tables.loss_on_cpu)(sizes)
-    return Suite("loss", found, _who(on_gpu), loss_goals(gpu()) if on_gpu else ())
+    return Suite("loss", found, _who(on_gpu), loss_goals(_device()) if on_gpu else ())
 
 
 def _torch(sizes: str, on_gpu: bool) -> Suite:
@@ -225,6 +230,7 @@ def settings(asked: Asked, **more: Any) -> dict[str, Any]:
     """As a result keeps them."""
     return {
         "suite": asked.plan().name,
+        "on_gpu": asked.on_gpu,
         "sizes": asked.sizes,
         "seconds_per_case": asked.seconds,
         "only": asked.only,

@@ -195,7 +195,7 @@ def _table(rows: list[Measured]) -> Table:
 
 
 def _shown(out: Console, work: Work, rows: list[Measured], wrong: str | None) -> None:
-    console.print_machine(out, result.begun({}))
+    console.print_machine(out, result.begun({"on_gpu": work.device.type == "cuda"}))
     what = f"{work.rows:,} rows × {sum(work.sizes):,} classes of {work.dtype}, integer targets"
     where = f"{len(rows)} {'rank' if len(rows) == 1 else 'ranks'} of {dist.get_backend()}"
     out.print(f"{what}; {where} on {work.device.type}")

@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,13 +24,14 @@ from . import held, host, in_torch
 from .digits import EPOCHS, digits, train
 from .host import Cost
 from .measure import PLACES, Host, Repeated, interleaved, rotated
-from .providers import in_a_line
+from .providers import Provider, in_a_line
 from .result import CopyRate
 from .suite import Broken, Row, Status, row_of, run_case
 from .suites import Asked, Job, Suite
 from .tables import COPY
 
 SILENCE = 600.0  # seconds without a word, after which a process is taken for hung
+DEATHS = 3  # of a process at somebody's turn, after which he gets no other
 
 # What a job gives: the rows of one or more of a result's tables.
 Found = Mapping[str, Sequence[Any]]
@@ -144,10 +146,17 @@ def _death(code: int | None) -> str:
 class Worker:
     """Has jobs done, whatever becomes of the process that does them."""
 
-    def __init__(self, asked: Asked, silence: float = SILENCE) -> None:
-        self.asked, self.silence = asked, silence
+    def __init__(
+        self,
+        asked: Asked,
+        silence: float = SILENCE,
+        heard: Callable[[str], object] = lambda what: None,
+    ) -> None:
+        """heard: is told of each job's name whenever there is a sign of life."""
+        self.asked, self.silence, self.heard = asked, silence, heard
         self.suite: Suite = asked.plan()
         self.restarts = -1
+        self.deaths: Counter[str] = Counter()  # by whose turn it was
         self.process: Any = None
         self.pipe: Any = None
 
@@ -188,6 +197,7 @@ class Worker:
                     self.stop()
                     return None, at, what
                 at = what
+                self.heard(job.name)
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
@@ -198,12 +208,15 @@ class Worker:
 
     def do(self, job: Job) -> Found:
         """With a row for everybody who was lost on the way."""
-        without: list[str] = []
+        without = [who for who, deaths in self.deaths.items() if deaths >= DEATHS]
         lost: list[Found] = []
         while True:
             found, who, reason = self._try(job, without)
             if found is not None:
                 return _together([found, *lost])
+            self.deaths[who] += 1
+            if self.deaths[who] == DEATHS:
+                reason = f"{reason}, for the {DEATHS}rd time: it is not tried again"
             lost.append(missing(self.suite, job, who, "lost", reason))
             if who in ("", COPY) or who in without:  # nobody to go on without
                 return _together(lost)
@@ -211,18 +224,36 @@ class Worker:
 
 
 def missing(suite: Suite, job: Job, who: str, status: Status, reason: str) -> dict[str, list[Any]]:
-    """The row that stands where a job, or somebody's part in it, came to nothing."""
+    """The rows that stand where a job, or somebody's part in it, came to nothing.
+
+    who: if it is nobody's or the copy's turn, everybody of ours lacks his row.
+    """
     match job.kind:
         case "case":
             case = next(case for case in suite.cases if case.name == job.name)
-            backends = {p.name: p.backend for p in suite.providers}
-            row = row_of(case, who, status, reason, backend=backends.get(who, ""))
-            return {"rows": [row]}
-        case "cost" | "torch":
-            return {"host_costs": [Cost(job.name, who, status, reason)]}
+            lacking = [p for p in suite.providers if p.name == who] or _ours(suite.providers)
+            found = [row_of(case, p.name, status, reason, backend=p.backend) for p in lacking]
+            return {"rows": found}
+        case "cost":
+            names = [who] if who else _ours_by_name(suite.callers)
+            return {"host_costs": [Cost(job.name, name, status, reason) for name in names]}
+        case "torch":
+            names = [who] if who else _ours_by_name(suite.in_torch_by)
+            return {"host_costs": [Cost(job.name, name, status, reason) for name in names]}
         case "held":
-            return {"held_for_backward": [held.Held(job.name, who, 0, reason=reason)]}
-    return {"rows": [Row(f"{job.kind} {job.name}", 0, "", who, status, reason)]}
+            names = [who] if who else _ours_by_name(suite.holders)
+            rows = [held.Held(job.name, name, 0, reason=reason) for name in names]
+            return {"held_for_backward": rows}
+    return {"rows": [Row("", 0, "", f"{job.kind} {job.name}".strip(), status, reason)]}
+
+
+def _ours(providers: Sequence[Provider]) -> list[Provider]:
+    return [p for p in providers if p.backend] or list(providers)
+
+
+def _ours_by_name(who: Iterable[Any]) -> list[str]:
+    names = [one.name for one in who]
+    return [name for name in names if name.startswith("gpuact")] or names
 
 
 def _together(parts: Sequence[Found]) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class Device:
     lost: str = ""  # why it does nothing any more
     in_use: int = 0
     most: int = 0
+    stream: object = None  # the current one
+    allocator: object = None  # CuPy's current one
 
     def launch(self, moved: float) -> None:
         self.launches += 1
@@ -100,12 +103,14 @@ class Event:
 class Stream:
     def __init__(self, non_blocking: bool = False) -> None:
         self.recorded: Any = None
+        self.before: object = None
 
     def __enter__(self) -> Stream:
+        self.before, DEVICE.stream = DEVICE.stream, self
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        DEVICE.stream = self.before
 
     def synchronize(self) -> None:
         DEVICE.wait()
@@ -143,6 +148,27 @@ class MemoryHook:
             hook.free_postprocess(device_id=0, mem_size=size, mem_ptr=0, pmem_id=0)
 
 
+class MemoryPool:
+    """Alive as long as somebody has it."""
+
+    alive: ClassVar[weakref.WeakSet[MemoryPool]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.alive.add(self)
+
+    def malloc(self, size: int) -> None:
+        raise AssertionError("NumPy allocates")
+
+
+@contextmanager
+def _using_allocator(allocator: object) -> Iterator[None]:
+    DEVICE.allocator = allocator
+    try:
+        yield
+    finally:
+        DEVICE.allocator = None
+
+
 def _cupy() -> ModuleType:
     module = ModuleType("cupy")
     module.__dict__.update(
@@ -154,6 +180,8 @@ def _cupy() -> ModuleType:
             Event=Event,
             Stream=Stream,
             MemoryHook=MemoryHook,
+            MemoryPool=MemoryPool,
+            using_allocator=_using_allocator,
             Device=lambda: SimpleNamespace(attributes={"L2CacheSize": L2}, synchronize=DEVICE.wait),
             get_elapsed_time=lambda start, stop: start.elapsed_time(stop),
         ),
@@ -177,40 +205,66 @@ class Cupy(measure.Cupy):
 # -- torch ----------------------------------------------------------------------------------------
 
 
+class _Recording:
+    """torch.cuda.graph. Where what is recorded raises, ending that raises as well: the stream stays
+    current then, and the pool counts as one that is being recorded to."""
+
+    def __init__(self, graph: Any, pool: _Pool, stream: object) -> None:
+        self.graph, self.pool, self.stream = graph, pool, stream
+
+    def __enter__(self) -> None:
+        if self.pool.recording:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        self.before, DEVICE.stream = DEVICE.stream, self.stream
+        self.pool.recording = True
+        self.recording = DEVICE.recording()
+        self.work = self.recording.__enter__()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.recording.__exit__(None, None, None)
+        if error is not None:
+            raise RuntimeError("capture_end: operation failed due to a previous error")
+        self.pool.recording, DEVICE.stream = False, self.before
+        self.graph.work = self.work
+
+
+@dataclass
+class _Pool:
+    recording: bool = False
+    graphs: int = 0
+
+
 class _Cuda:
     """torch.cuda, as far as it is used."""
 
     Event = Event
-
-    def __init__(self) -> None:
-        self.before = 0
+    graph = _Recording
 
     def get_device_properties(self) -> Any:
         return SimpleNamespace(L2_cache_size=L2)
 
-    def graph_pool_handle(self) -> object:
-        return object()
+    def graph_pool_handle(self) -> _Pool:
+        return _Pool()
 
     def synchronize(self) -> None:
         DEVICE.wait()
 
-    def Stream(self) -> object:
-        return object()
+    def Stream(self) -> Stream:
+        return Stream()
 
-    @contextmanager
-    def stream(self, stream: object) -> Iterator[None]:
-        yield
+    def stream(self, stream: Stream) -> Stream:
+        return stream
+
+    def current_stream(self) -> object:
+        return DEVICE.stream
+
+    def set_stream(self, stream: object) -> None:
+        DEVICE.stream = stream
 
     def CUDAGraph(self) -> Any:
         graph = SimpleNamespace(work=[])
         graph.replay = lambda: DEVICE.replay(graph.work)
         return graph
-
-    @contextmanager
-    def graph(self, graph: Any, pool: object, stream: object) -> Iterator[None]:
-        with DEVICE.recording() as work:
-            yield
-        graph.work = work
 
     def reset_peak_memory_stats(self) -> None:
         DEVICE.most = DEVICE.in_use
@@ -225,6 +279,9 @@ class _Cuda:
         pass
 
 
+RESETS: list[str] = []  # of torch's compiler
+
+
 def _torch() -> ModuleType:
     import torch
 
@@ -233,7 +290,7 @@ def _torch() -> ModuleType:
         {name: getattr(torch, name) for name in ("from_numpy", "int16", "uint8", "bfloat16")},
         empty=torch.empty,
         cuda=_Cuda(),
-        compiler=SimpleNamespace(reset=lambda: None),
+        compiler=SimpleNamespace(reset=lambda: RESETS.append("reset")),
     )
     return module
 
@@ -274,8 +331,12 @@ def _numpy_of(array: Any) -> Any:
 def kernel(case: Case, place: str, slower: float = 1.0) -> Callable[..., Any]:
     """The case's function in one launch, its result in memory that is counted."""
     put = PLACES[place]()
+    known: list[object] = []  # streams that it was called on
 
     def run(*args: Any, **options: Any) -> Any:
+        if DEVICE.graph is not None and DEVICE.stream not in known:
+            raise RuntimeError("what a first call on a stream sets up cannot be recorded")
+        known.append(DEVICE.stream)
         with gpuact.using("numpy"):
             found = case.public(*map(_numpy_of, args), **options)
         outputs = found if isinstance(found, tuple) else (found,)

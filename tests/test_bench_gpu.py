@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,80 @@ def test_a_huge_case_leaves_no_pool_full(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(suite, "HUGE", CASE.bytes + 1)
     suite.run_case(CASE, fake_gpu.OURS, held, 0.001)
     assert events == [*recorded, cupy, torch]
+
+
+def test_a_recording_that_fails_leaves_nothing_behind() -> None:
+    """Those who come after are recorded, on the stream that was current before."""
+    late = fake_gpu.provider("a later one", fake_gpu.TORCH)
+    before = fake_gpu.DEVICE.stream
+    rows = rows_of(CASE, fake_gpu.SHY, *fake_gpu.OURS, late)
+    methods = {who: row.method for who, row in rows.items()}
+    assert methods.pop("a shy one") == "events"
+    assert set(methods.values()) == {"graph"}
+    assert fake_gpu.DEVICE.stream is before
+
+
+def test_who_waits_for_the_device_is_not_recorded() -> None:
+    waiting = replace(fake_gpu.SHY, waits=("relu",))
+    row = rows_of(CASE, waiting)["a shy one"]
+    assert (row.status, row.method, row.note) == ("timed", "events", suite.WAITS)
+    assert rows_of(replace(CASE, function="tanh"), waiting)["a shy one"].note != suite.WAITS
+
+
+def test_a_graph_s_memory_is_its_own_as_long_as_it_lives() -> None:
+    place = fake_gpu.Cupy()
+    alive = fake_gpu.MemoryPool.alive
+    gc.collect()
+    before = len(alive)
+    met: list[object] = []
+    replay = place.recorded([lambda: met.append(fake_gpu.DEVICE.allocator)])
+    gc.collect()
+    assert len(alive) == before + 1
+    assert {getattr(allocator, "__self__", None) for allocator in met} <= set(alive)
+    assert len(met) == 2  # called before it is recorded, from the same memory
+    replay()
+    del replay
+    met.clear()
+    gc.collect()
+    assert len(alive) == before
+
+
+def test_after_a_case_torch_forgets_what_it_compiled() -> None:
+    held = places()
+    torch = held[fake_gpu.TORCH]
+    pool = torch.pool
+    fake_gpu.RESETS.clear()
+    suite.run_case(CASE, fake_gpu.OURS, held, 0.001)
+    assert fake_gpu.RESETS == ["reset"]
+    assert torch.pool is not pool
+
+
+def broken_after(count: int) -> Any:
+    """A function that runs out of memory in a later call."""
+    calls: list[int] = []
+
+    def fault(y: Any) -> Any:
+        calls.append(0)
+        if len(calls) > count:
+            raise MemoryError("out of memory")
+        return y
+
+    return fake_gpu.planted("a hungry one", fake_gpu.TORCH, fault)
+
+
+def test_who_fails_late_fails_alone() -> None:
+    """In the check 1 call, of its memory 1, before recording and in it one for each input."""
+    around = len(measure.rotated(fake_gpu.TorchCuda(), [np.zeros(CASE.bytes // 2, np.uint8)]))
+    for calls in (1, 2 + around // 2, 2 + 2 * around + 1):
+        rows = rows_of(CASE, *fake_gpu.OURS, broken_after(calls))
+        for who in (COPY, "gpuact on CuPy", "gpuact on Triton"):
+            assert (rows[who].status, rows[who].method) == ("timed", "graph")
+            assert rows[who].call is not None
+        hungry = rows["a hungry one"]
+        if calls < 2 + 2 * around:
+            assert (hungry.status, hungry.reason) == ("failed", "MemoryError: out of memory")
+        else:  # of the work there is a time, of what a call costs there is none
+            assert (hungry.status, hungry.method, hungry.call) == ("timed", "graph", None)
 
 
 def test_a_wrong_provider_is_wrong_and_not_timed() -> None:

@@ -217,9 +217,16 @@ def test_the_machine_and_what_became_of_it(pages):
 
 def test_a_gpu_that_was_often_slowed_down_is_not_listed_reading_by_reading():
     hot = [replace(c, throttled="SwPowerCap") for c in BUILT["gpu"].conditions]
-    (gpu,) = page._conditions(replace(BUILT["gpu"], conditions=hot))
-    assert gpu.throttled.startswith(f"at {len(hot)} of {len(hot)} readings: SwPowerCap before relu")
-    assert gpu.throttled.endswith(f"; {len(hot) - page.TOLD} more")
+    told = page._conditions(replace(BUILT["gpu"], conditions=hot)).throttled
+    assert told.startswith(f"Slowed down at {len(hot)} of {len(hot)} readings: SwPowerCap ")
+    assert told.endswith(f"; {len(hot) - page.TOLD} more.")
+    silent = [replace(c, throttled=None) for c in hot]
+    told = page._conditions(replace(BUILT["gpu"], conditions=silent)).throttled
+    assert told == "The driver does not tell whether anything slowed it down."
+    cool = [replace(c, throttled="") for c in hot[1:]]
+    told = page._conditions(replace(BUILT["gpu"], conditions=[*cool, silent[0]])).throttled
+    assert told == f"Nothing slowed it down at any of {len(cool)} readings."
+    assert page._conditions(replace(BUILT["gpu"], conditions=[])) is None
 
 
 def test_of_several_results_each_has_its_section(pages):

@@ -194,44 +194,92 @@ def test_what_draws_the_page_may_be_missing(
     assert 'pip install "gpuact[bench]"' in printed
 
 
-def test_clocks_and_temperatures_are_sampled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hidden(handle: int) -> float:
+def nvml(**more: Any) -> SimpleNamespace:
+    """nvidia-ml-py on a machine of two GPUs, the second of which is ours."""
+
+    def hidden(handle: str) -> float:
         raise RuntimeError("not supported")
 
-    nvml = SimpleNamespace(
+    def known(handle: str, key: str) -> str:
+        if key != handle:
+            raise RuntimeError("not found")
+        return handle
+
+    return SimpleNamespace(
         NVML_CLOCK_SM=0,
         NVML_CLOCK_MEM=1,
         NVML_TEMPERATURE_GPU=0,
         nvmlClocksEventReasonSwPowerCap=4,
         nvmlClocksEventReasonHwSlowdown=8,
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda i: i,
-        nvmlDeviceGetName=lambda handle: "a GPU",
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=1 << 30),
+        nvmlDeviceGetHandleByPciBusId=lambda key: known("0000:02:00.0", key),
+        nvmlDeviceGetHandleByUUID=lambda key: known("GPU-1234", key),
         nvmlSystemGetDriverVersion=lambda: "580.1",
         nvmlDeviceGetClockInfo=lambda handle, kind: (1980, 3201)[kind],
         nvmlDeviceGetTemperature=lambda handle, kind: 41,
         nvmlDeviceGetPowerUsage=hidden,
         nvmlDeviceGetCurrentClocksEventReasons=lambda handle: 4 | 16,
+        **more,
     )
-    monkeypatch.setattr(result, "_nvml", lambda: nvml)
-    found = ran(small_suites.Asked(suite="cpu", only="relu float32 2^24"), tmp_path)
-    assert found.device == "a GPU"
-    assert [c.when for c in found.conditions] == ["start", "after relu float32 5", "end"]
-    assert [c.seconds for c in found.conditions] == sorted(c.seconds for c in found.conditions)
-    first = asdict(found.conditions[0]) | {"when": "", "seconds": 0}
-    assert first == {
-        "when": "",
-        "seconds": 0,
-        "gpu": 0,
+
+
+@pytest.mark.parametrize("key", ["0000:02:00.0", "GPU-1234"])
+def test_clocks_and_temperatures_are_the_gpu_s_that_runs(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result, "_nvml", nvml)
+    monkeypatch.setattr(result, "gpu", lambda: result.Gpu("a GPU", key, 1 << 30))
+    (told,) = result.conditions("start", 1.23456)
+    assert asdict(told) == {
+        "when": "start",
+        "seconds": 1.235,
         "sm_mhz": 1980,
         "memory_mhz": 3201,
         "temperature_c": 41,
         "power_w": None,
         "throttled": "SwPowerCap",
     }
+    there = {"name": "a GPU", "memory": 1 << 30, "driver": "580.1"}
+    assert result.machine(on_gpu=True)["gpus"] == [there]
+    assert result.machine(on_gpu=False)["gpus"] == []  # a run of the CPU beside it
+    monkeypatch.setattr(result, "_nvml", lambda: None)
+    assert result.machine(on_gpu=True)["gpus"] == [there | {"driver": "unknown"}]
+    assert result.conditions("start", 0) == []
+    monkeypatch.setattr(result, "_nvml", nvml)
+    monkeypatch.setattr(result, "gpu", lambda: result.Gpu("a GPU", "0000:09:00.0", 1 << 30))
+    assert result.conditions("start", 0) == []
+
+
+def test_the_gpu_is_the_one_that_the_libraries_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"name": b"a GPU", "totalGlobalMem": 1 << 30}
+    runtime = SimpleNamespace(getDeviceProperties=lambda number: told if number == 1 else {})
+    device = SimpleNamespace(id=1, pci_bus_id="0000:02:00.0")
+    cuda = SimpleNamespace(Device=lambda: device, runtime=runtime)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    asked = result.gpu.__wrapped__
+    assert asked() == ("a GPU", "0000:02:00.0", 1 << 30)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    properties = SimpleNamespace(name="another GPU", uuid="1234", total_memory=2 << 30)
+    torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda: properties))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert asked() == ("another GPU", "GPU-1234", 2 << 30)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert asked() is None
+
+
+def test_readings_are_taken_while_the_gpu_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lambda when, seconds: [result.Condition(when, seconds)]  # noqa: E731
+    monkeypatch.setattr(result, "conditions", told)
+    there = replace(result.begun({}), machine={"gpus": [{"name": "a GPU"}]})
+    log = run.Log(there, None, 0.0)
+    now = iter([0.0, 1.9, 2.1, 2.1, 2.2])
+    monkeypatch.setattr(run, "perf_counter", lambda: next(now))
+    log.note("start")
+    log.overhear("relu")  # too early
+    log.overhear("relu")
+    assert [c.when for c in log.result.conditions] == ["start", "during relu"]
+    log.result = replace(there, machine={"gpus": []})
+    log.note("end")
+    assert log.result.conditions == []
 
 
 # -- what a suite is ------------------------------------------------------------------------------
@@ -243,7 +291,7 @@ def planned(name: str, on_gpu: bool, **more: Any) -> suites.Suite:
 
 @pytest.mark.parametrize("name", ["elementwise", "rows", "loss", "fused", "torch"])
 def test_a_suite_is_the_gpu_s_where_one_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "gpu", lambda: H100)
+    monkeypatch.setattr(suites, "gpu", lambda: result.Gpu(H100, "", 0))
     there, here = planned(name, True), planned(name, False)
     if name == "torch":
         assert there.in_torch_by is providers.IN_TORCH_ON_GPU

@@ -80,8 +80,8 @@ def test_it_is_told_whose_turn_it_is() -> None:
     told: list[str] = []
     broken = replace(planted(None, "broken"), spell=raising)
     rows_of(SIGMOID, PLANTED, planted(raising, "raising"), broken, at=told.append)
-    assert told[:3] == ["planted", "raising", "broken"]  # each asked and checked
-    rest = told[3:]
+    assert told[:4] == ["copy", "planted", "raising", "broken"]  # each asked and checked
+    rest = told[4:]
     assert rest == ["copy", "planted"] * (len(rest) // 2)
     assert len(rest) >= 2 * (1 + measure.ROUNDS[0])
 
@@ -346,8 +346,8 @@ def test_a_note_is_not_lost_to_another() -> None:
 def test_it_is_told_whose_graph_is_recorded() -> None:
     told: list[str] = []
     rows_of(SIGMOID, PLANTED, place=Recording(), at=told.append)
-    assert told[:3] == ["planted", "copy", "planted"]  # checked; then both recorded
-    rest = told[3:]
+    assert told[:4] == ["copy", "planted", "copy", "planted"]  # checked; then both recorded
+    rest = told[4:]
     assert rest == ["copy", "planted"] * (len(rest) // 2)
     assert len(rest) >= 2 * 2 * (1 + measure.ROUNDS[0])  # in a graph and as plain calls
 

@@ -11,6 +11,7 @@ import pytest
 
 from bench import measure
 from gpuact.libraries import numpy_dtype
+from tests import fake_gpu
 
 Array = Any
 
@@ -84,38 +85,86 @@ def test_small_inputs_go_around_so_often_and_no_more(cache: int, copies: int) ->
 
 
 class Clock(measure.Host):
-    """A millisecond a call."""
+    """A millisecond a call, on the wall as well."""
 
     batch = 0.0
+    wall = 0.0
 
     def seconds(self, calls: measure.Calls, count: int) -> float:
         for i in range(count):
             calls[i % len(calls)]()
+        Clock.wall += 0.001 * count
         return 0.001 * count
 
 
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "perf_counter", lambda: Clock.wall)
+
+
+@pytest.mark.usefixtures("wall")
 def test_contenders_take_turns() -> None:
     met: list[str] = []
     contenders = {
         name: (Clock(), [lambda name=name: met.append(name)]) for name in ("first", "second")
     }
-    timings = measure.interleaved(contenders, 0.02)
-    warm_up = 2 * (measure.WARM_UP + 1)
+    timings = measure.interleaved(contenders, 0.0205)
+    warm_up = 2 * (measure.WARM_UP + 1 + 1)  # a first sample tells how many there is time for
     assert met[warm_up:] == ["first", "second"] * 10
     assert timings["first"] == measure.Timing(0.001, 0.001, 0.001, 10)
 
 
+@pytest.mark.usefixtures("wall")
+def test_the_budget_is_of_the_clock_on_the_wall() -> None:
+    """What a place reports is a part of what it takes where it waits for a device afterwards."""
+
+    class Waiting(Clock):
+        def seconds(self, calls: measure.Calls, count: int) -> float:
+            super().seconds(calls, count)
+            return 1e-6 * count
+
+    (timing,) = measure.interleaved({"one": (Waiting(), [lambda: None])}, 0.0205).values()
+    assert (timing.samples, timing.median) == (20, 1e-6)
+
+
+@pytest.mark.usefixtures("wall")
+def test_who_raises_is_left_behind() -> None:
+    calls: list[int] = []
+    errors: list[str] = []
+
+    def late() -> None:
+        calls.append(0)
+        if len(calls) > measure.WARM_UP + 4:
+            raise MemoryError("late")
+
+    def early() -> None:
+        raise ValueError("early")
+
+    contenders = {
+        name: (Clock(), [call]) for name, call in (("a", early), ("b", late), ("c", lambda: None))
+    }
+    lost = lambda who, error: errors.append(f"{who}: {error}")  # noqa: E731
+    timings = measure.interleaved(contenders, 0.0, lost=lost)
+    assert errors == ["a: early", "b: late"]
+    assert list(timings) == ["c"]
+    assert timings["c"].samples == measure.ROUNDS[0]
+    with pytest.raises(ValueError, match="early"):
+        measure.interleaved(contenders, 0.0)
+
+
+@pytest.mark.usefixtures("wall")
 def test_it_is_told_whose_turn_it_is_before_every_sample() -> None:
     met: list[str] = []
     contenders = {
         name: (Clock(), [lambda name=name: met.append(name)]) for name in ("first", "second")
     }
-    measure.interleaved(contenders, 0.02, lambda who: met.append(f"at {who}"))
-    once = measure.WARM_UP + 1
+    measure.interleaved(contenders, 0.0205, lambda who: met.append(f"at {who}"))
+    once = measure.WARM_UP + 1 + 1
     warm = ["at first", *["first"] * once, "at second", *["second"] * once]
     assert met == warm + ["at first", "first", "at second", "second"] * 10
 
 
+@pytest.mark.usefixtures("wall")
 @pytest.mark.parametrize(("budget", "rounds"), [(0.0, measure.ROUNDS[0]), (9.0, measure.ROUNDS[1])])
 def test_samples_are_neither_too_few_nor_too_many(budget: float, rounds: int) -> None:
     timings = measure.interleaved({"one": (Clock(), [lambda: None])}, budget)
@@ -123,7 +172,7 @@ def test_samples_are_neither_too_few_nor_too_many(budget: float, rounds: int) ->
 
 
 def test_quantiles_are_of_one_call() -> None:
-    ticks = iter([0.0, 0.5, *(0.5 * k for k in (1, 2, 3, 4, 5, 6, 7))])
+    ticks = iter([0.0, 0.5, 1.0, *(0.5 * k for k in (1, 2, 3, 4, 5, 6, 7))])
 
     class Place(measure.Host):
         batch = 1.0  # two calls of half a second
@@ -159,7 +208,7 @@ def test_nobody_waits_for_the_device_while_the_clock_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("once", "most"), [(0.0, measure.Host.most), (0.001, 5), (0.0026, 1), (1.0, 1)]
+    ("once", "most"), [(0.0, measure.Host.most), (0.0001, 5), (0.00026, 1), (1.0, 1)]
 )
 def test_the_device_keeps_up_with_a_sample_of_plain_calls(once: float, most: int) -> None:
     """Else the host would wait for room in the stream, and the clock would tell of the device."""
@@ -169,7 +218,7 @@ def test_the_device_keeps_up_with_a_sample_of_plain_calls(once: float, most: int
         return
     calls: list[int] = []
     measure.interleaved({"one": (place, [lambda: calls.append(0)])}, 0.0)
-    assert len(calls) == measure.WARM_UP + 1 + most * measure.ROUNDS[0]
+    assert len(calls) == measure.WARM_UP + 1 + most * (1 + measure.ROUNDS[0])
 
 
 def test_a_cpu_has_no_graphs() -> None:
@@ -232,7 +281,7 @@ def test_cupy_records_on_a_stream_whose_pool_has_the_memory(fails: bool) -> None
             if events:
                 events.append("freed")
 
-    place = measure.Cupy.__new__(measure.Cupy)
+    place = fake_gpu.Cupy()
     place.stream = Stream()
     before = ["call", "call", "wait", "freed", "freed", "begin"]
     if fails:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from bench import result, run, worker
 from bench.suites import Job
 from bench.tables import COPY
 from tests import fake_gpu
-from tests.fake_gpu import Asked
+from tests.fake_gpu import OURS, Asked
 
 ROOT = Path(__file__).resolve().parents[1]
 RELU, SIGMOID = fake_gpu.CASES[0].name, fake_gpu.CASES[1].name
@@ -59,8 +61,9 @@ def test_whoever_is_lost_is_a_row_and_the_others_are_timed(who: str, reason: str
 
 def test_a_process_that_dies_at_nobody_s_turn_ends_that_job_alone() -> None:
     with worker.Worker(Asked()) as watched:
-        (lost,) = watched.do(Job("held", "no such case"))["held_for_backward"]
-        assert (lost.provider, lost.reason) == ("", "KeyError: 'no such case'")
+        (lost,) = watched.do(Job("digits", "no such activation"))["rows"]
+        assert (lost.status, lost.provider) == ("lost", "digits no such activation")
+        assert lost.reason == "KeyError: 'no such activation'"
         assert statuses(watched.do(Job("case", RELU))) == dict.fromkeys(TIMED, "timed")
 
 
@@ -82,18 +85,52 @@ def test_the_copy_is_measured_at_both_ends() -> None:
 
 def test_missing_rows_are_of_their_tables() -> None:
     suite = Asked().plan()
-    for kind, name, table in (
-        ("case", RELU, "rows"),
-        ("cost", "relu(x)", "host_costs"),
-        ("torch", "relu", "host_costs"),
-        ("held", "relu", "held_for_backward"),
-        ("digits", "tanh", "rows"),
+    for kind, name, table, who in (
+        ("case", RELU, "rows", "gpuact on CuPy"),
+        ("cost", "relu(x)", "host_costs", "gpuact on CuPy"),
+        ("torch", "relu", "host_costs", "gpuact on CuPy"),
+        ("held", "relu", "held_for_backward", "gpuact on CuPy"),
+        ("digits", "tanh", "rows", "digits tanh"),
     ):
         found = worker.missing(suite, Job(kind, name), "gpuact on CuPy", "lost", "why")
         ((where, (row,)),) = found.items()
-        assert (where, row.provider, row.reason) == (table, "gpuact on CuPy", "why")
-    (row,) = worker.missing(suite, Job("case", RELU), "gpuact on CuPy", "lost", "")["rows"]
-    assert row.backend == "cupy"
+        assert (where, row.provider, row.reason) == (table, who, "why")
+
+
+@pytest.mark.parametrize("who", ["", COPY])
+def test_at_nobody_s_turn_all_of_ours_lack_their_rows(who: str) -> None:
+    """So that no table has a nameless column, and --check fails."""
+    rows = worker.missing(Asked().plan(), Job("case", RELU), who, "lost", "why")["rows"]
+    assert [(row.provider, row.backend) for row in rows] == [
+        ("gpuact on CuPy", "cupy"),
+        ("gpuact on Triton", "triton"),
+    ]
+    lost = replace(result.begun({}), rows=rows)
+    assert run._failures(lost, []) == [f"{RELU}: {row.provider}: why" for row in rows]
+    suite = replace(Asked().plan(), callers=OURS, holders=OURS, in_torch_by=OURS)
+    for kind, table in (
+        ("cost", "host_costs"),
+        ("torch", "host_costs"),
+        ("held", "held_for_backward"),
+    ):
+        rows = worker.missing(suite, Job(kind, "relu"), "", "not run", "why")[table]
+        assert [row.provider for row in rows] == [one.name for one in OURS]
+    held = replace(result.begun({}), held_for_backward=rows)
+    assert len(run._failures(held, [])) == 2
+
+
+def test_who_dies_again_and_again_is_not_tried_for_ever() -> None:
+    class Dying(worker.Worker):
+        def _try(self, job: Job, without: Sequence[str]) -> tuple[worker.Found | None, str, str]:
+            if "torch" in without:
+                return {"rows": []}, "", ""
+            return None, "torch", "its process died"
+
+    watched = Dying(Asked())
+    reasons = [[row.reason for row in watched.do(Job("case", RELU))["rows"]] for _ in range(5)]
+    died = "its process died"
+    last = f"{died}, for the 3rd time: it is not tried again"
+    assert reasons == [[died], [died], [last], [], []]
 
 
 # -- a run, whole and cut short -------------------------------------------------------------------
@@ -101,8 +138,7 @@ def test_missing_rows_are_of_their_tables() -> None:
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = {"name": "a fake GPU", "memory": 1 << 30, "driver": "0"}
-    monkeypatch.setattr(result, "gpus", lambda: [device])
+    monkeypatch.setattr(result, "gpu", lambda: result.Gpu("a fake GPU", "", 1 << 30))
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -151,7 +187,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from bench import run
-from tests.fake_gpu import Asked
+from tests.fake_gpu import OURS, Asked
 if __name__ == "__main__":
     sys.exit(run.run(Asked(faults=("a hanging one",)), Path(sys.argv[1])))
 """
