@@ -84,7 +84,6 @@ class Session:
                 case = self.small[job.name]
                 return {"held_for_backward": held.held(case, able, self._places(able), at)}
             case "digits":
-                at(job.name)
                 return {"digits": [train(job.name, self.data(), self.asked.epochs or EPOCHS)]}
 
     def _unavailable(self) -> Found:
