@@ -166,7 +166,8 @@ def _median(row: Row | Cost) -> float | None:
 
 def _headline_cell(row: Row) -> dict[str, Any]:
     assert row.timing
-    found = {"main": words.duration(row.timing.median), "hint": _hint(row)}
+    mark = " *" if row.method == "events" else ""  # its note says why
+    found = {"main": words.duration(row.timing.median) + mark, "hint": _hint(row)}
     if row.provider == COPY:
         return {**found, "below": f"{words.gigabytes(row.bytes_per_second)} GB/s"}
     return {**found, "below": words.share(row.share_of_copy), "bar": row.share_of_copy}

@@ -20,7 +20,7 @@ from bench.held import Held
 from bench.host import Cost
 from bench.measure import Timing
 from bench.result import Condition, CopyRate, Judged, Result, write
-from bench.suite import Row
+from bench.suite import WAITS, Row
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -220,6 +220,7 @@ def _rows(
         small = case.bytes <= 1 << 20
         host = max(pace.call, 0.0 if on_gpu else seconds) * (1 + 0.02 * _wave(noise, who))
         out = case.per_element // ARRAYS.get(case.function, 3) * math.prod(case.shape)
+        waits = who == "Liger" and case.suite == "loss"
         more = {"torch": 2.0, "Liger": 1.5}.get(who, 1.0) if case.suite == "loss" else 1.0
         yield Row(
             case=case.name,
@@ -236,7 +237,8 @@ def _rows(
             shape=case.shape,
             backend={CUPY: "cupy", TRITON: "triton", NUMPY: "numpy"}.get(who, ""),
             headline=case.headline,
-            method="clock" if not on_gpu else "graph" if small else "events",
+            method="clock" if not on_gpu else "events" if waits else "graph",
+            note=WAITS if waits else "",
             call=_timing(host, case.name, who) if small or case.headline else None,
             peak_bytes=None if who == COPY else int(out * more),
             error_ulp=None if who == COPY else _ulp(case, who, pace),

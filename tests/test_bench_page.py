@@ -215,6 +215,16 @@ def test_the_machine_and_what_became_of_it(pages):
     assert "Stopped early: KeyboardInterrupt" in Page(pages["cpu"]).text
 
 
+def test_who_is_timed_with_his_launches_is_marked_and_the_reason_told(pages):
+    page = pages["gpu"]
+    rows = [row for row in BUILT["gpu"].rows if row.headline and row.method == "events"]
+    assert {row.provider for row in rows} == {"Liger"}
+    for row in rows:
+        assert f"{words.duration(row.timing.median)} *" in page
+    assert rows[0].note in page
+    assert page.count(" *<") == len(rows)
+
+
 def test_a_gpu_that_was_often_slowed_down_is_not_listed_reading_by_reading():
     hot = [replace(c, throttled="SwPowerCap") for c in BUILT["gpu"].conditions]
     told = page._conditions(replace(BUILT["gpu"], conditions=hot)).throttled

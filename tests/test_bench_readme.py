@@ -72,6 +72,26 @@ def test_a_line_has_our_best_backend_and_the_quickest_rival():
     assert all(line.count("|") == 9 for line in lines(text))
 
 
+def test_a_rival_with_his_launches_is_marked():
+    loss = "cross_entropy bfloat16 8192×128256"
+    others = ("torch", "torch.compile", "torch.compile, tuned", "QuACK")
+    rows = [r for r in GPU.rows if r.case != loss or r.provider not in others]
+    text = readme.section([replace(GPU, rows=rows)])
+    (line,) = lines(text, f"| {loss} |")
+    assert "| Liger |" in line and readme.LAUNCHES in line
+    assert text.endswith(f"{readme.LAUNCHED}\n")
+    assert readme.LAUNCHED not in readme.section([GPU])
+
+
+def test_a_run_that_ended_early_is_told_if_its_headline_is_whole():
+    early = replace(GPU, finished=False, stopped="the 8 minutes were over")
+    assert readme.section([early]) == readme.section([GPU])
+    assert readme.section([replace(early, stopped="interrupted")]) == f"{readme.NO_GPU}\n"
+    ours = next(row for row in GPU.rows if row.headline and row.backend)
+    lacking = [replace(r, status="not run", timing=None) if r is ours else r for r in GPU.rows]
+    assert readme.section([replace(early, rows=lacking)]) == f"{readme.NO_GPU}\n"
+
+
 def test_a_quicker_rival_stays_in():
     rows = [
         replace(row, timing=replace(row.timing, median=row.timing.median / 2))
