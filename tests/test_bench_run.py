@@ -93,7 +93,9 @@ def test_a_case_is_in_the_file_before_the_next_is_run(
     assert seen == sorted(seen)
 
 
-@pytest.mark.parametrize("name", ["elementwise", "rows", "loss", "fused"])
+@pytest.mark.parametrize(
+    "name", ["rows", "loss", "fused", pytest.param("elementwise", marks=pytest.mark.slow)]
+)
 def test_a_suite_s_cases_are_all_measured(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     asked = small_suites.Asked(suite=name)
@@ -145,7 +147,7 @@ def test_digits_print_their_table(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_check_fails_on_a_missed_goal(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = small_suites.Asked(suite="cpu", only="sigmoid", missed=True)
+    asked = small_suites.Asked(suite="cpu", only="sigmoid float32 2^24", missed=True)
     assert run.run(asked) == 0
     assert run.run(asked, check=True) == 1
     printed = capsys.readouterr().out

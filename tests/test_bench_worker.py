@@ -35,11 +35,12 @@ def statuses(found: worker.Found) -> dict[str, str]:
     ("who", "reason"),
     [
         ("a crashing one", "its process died of SIGSEGV"),
-        ("a hanging one", "no word of it for 8 s"),
-        (
+        pytest.param("a hanging one", "no word of it for 8 s", marks=pytest.mark.slow),
+        pytest.param(
             "an illegal one",
             "RuntimeError: an illegal memory access was encountered; every later call of its "
             "process fails",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -236,7 +237,9 @@ class Hangs(Asked):
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_killed_half_way_leaves_what_was_done(tmp_path: Path, how: int) -> None:
     process, path = started(tmp_path)
     time.sleep(0.5)
