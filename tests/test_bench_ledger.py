@@ -24,6 +24,7 @@ from gpuact.catalogue import FUNCTIONS
 pytest.importorskip("rich")
 from rich.console import Console
 
+from bench import suites
 from bench.ledger import (
     BACKENDS,
     DTYPES,
@@ -380,3 +381,11 @@ def test_functions_of_a_record_stand_together() -> None:
     assert [kernels()[f"{f}_backward"] == "fused" for f in FUNCTIONS] == [
         bool(record.sums) for record in FUNCTIONS.values()
     ]
+
+
+def test_a_quick_run_on_a_gpu_proves_all_that_runs() -> None:
+    """Every cell of the table has a case: one run without a fault leaves none of it missing."""
+    cases = suites.Asked("all", on_gpu=True).plan().cases
+    assert {(case.function, case.dtype) for case in cases} == {
+        (function, dtype) for function in kernels() for dtype in DTYPES
+    }
