@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -75,6 +76,7 @@ class Host:
     cache = 0  # bytes to go around; the CPU's cases state what a call on one input costs
     graphs = False  # whether it has CUDA graphs, and a host that need not wait
     ends = 1 << 26  # bytes that the copy at a run's two ends reads
+    spoiled = False  # whether something went wrong that only a new process is free of
 
     def put(self, array: Array) -> Array:
         return array
@@ -176,8 +178,11 @@ class Cupy(Host):
             stream.begin_capture()
             try:
                 outputs = [call() for call in calls]  # apart from each other
-            finally:  # a stream that is left recording makes every later call fail
-                graph = stream.end_capture()
+            except Exception:
+                with suppress(Exception):  # a stream left recording makes every later call fail
+                    stream.end_capture()
+                raise
+            graph = stream.end_capture()
             del outputs  # nobody reads them
 
         def replay(keep: object = pool) -> None:
@@ -284,14 +289,19 @@ class TorchCuda(TorchHost):
                 call()
         cuda.synchronize()
         graph, before = cuda.CUDAGraph(), cuda.current_stream()
+        why = None
         try:
             with cuda.graph(graph, pool=self.pool, stream=self.side):
-                outputs = [call() for call in calls]  # apart from each other
+                try:
+                    outputs = [call() for call in calls]  # apart from each other
+                except Exception as error:
+                    why = error
+                    raise
         except Exception as error:
-            # torch may stay on the stream, and the pool be taken for one that is still recorded to
+            # torch may stay on that stream; its pools and its generator may go on as if it recorded
             cuda.set_stream(before)
-            self.pool = cuda.graph_pool_handle()
-            raise error.__context__ or error from None  # why, and not that recording ended badly
+            self.pool, self.spoiled = cuda.graph_pool_handle(), True
+            raise why or error from None  # and not that recording ended badly
         del outputs  # the next to be recorded writes there too: nobody reads them
         return graph.replay
 

@@ -353,10 +353,17 @@ class Turn:
             self._fails(who[name].place, who[name].row, error)
 
         def uncalled(name: str, error: Exception) -> None:
-            _still_there(who[name].place, in_a_line(error))
+            reason, row = in_a_line(error), who[name].row
+            _still_there(who[name].place, reason)
+            said = f"what a call costs is not known ({reason})"
+            who[name].row = replace(row, note=f"{row.note}; {said}" if row.note else said)
 
         alone = {name: (self._recorded(one), one.calls) for name, one in who.items()}
         timings = interleaved(alone, budget, self.at, lost)
+        del alone  # graphs and their memory
+        if self.case.bytes >= HUGE:
+            for place in self.places.values():
+                place.trim()
         called: Mapping[str, Timing] = {}
         if any(one.place.graphs for one in who.values()):
             once = timings[COPY].median
@@ -430,7 +437,8 @@ def _run_case(
     except Exception as error:  # its arrays do not fit this GPU, say: those of the next may
         for place in places.values():
             _still_there(place, in_a_line(error))
-        return [row_of(case, p.name, *failed(error), backend=p.backend) for p in able]
+        ours = [p for p in able if p.backend] or able
+        return [row_of(case, p.name, *failed(error), backend=p.backend) for p in ours]
 
 
 def run_case(

@@ -45,15 +45,24 @@ class Session:
         self.cases = {case.name: case for case in self.suite.cases}
         self.rows = {row.name: row for row in self.suite.in_torch}
         self.small = {case.name: case for case in self.suite.held}
-        self.place = cache(lambda name: PLACES[name]())
+        self.places: dict[str, Host] = {}
         self.why_not = cache(lambda provider: provider.why_not())
         self.data = cache(digits)
+
+    @property
+    def spoiled(self) -> bool:
+        return any(place.spoiled for place in self.places.values())
 
     def _able(self, who: Iterable[Any], without: Sequence[str]) -> list[Any]:
         return [one for one in who if one.name not in without and self.why_not(one) is None]
 
     def _places(self, who: Iterable[Any]) -> dict[str, Host]:
-        return {one.place: self.place(one.place) for one in who}
+        return {one.place: self._place(one.place) for one in who}
+
+    def _place(self, name: str) -> Host:
+        if name not in self.places:
+            self.places[name] = PLACES[name]()
+        return self.places[name]
 
     def do(self, job: Job, without: Sequence[str], at: Any) -> Found:
         suite, seconds = self.suite, self.asked.seconds
@@ -100,7 +109,7 @@ class Session:
         able = self._able(self.suite.providers, without)
         if not able:
             return []
-        place = self.place(able[0].place)
+        place = self._place(able[0].place)
         size = place.ends
         base = np.random.default_rng(0).integers(256, size=1 << 22, dtype=np.uint8)
         calls = [lambda x=x: place.copy(x) for (x,) in rotated(place, [Repeated(base, (size,))])]
@@ -126,7 +135,8 @@ def _serve(pipe: Connection, asked: Asked) -> None:
         pipe.send(("at", ""))
         while True:
             job, without = pipe.recv()
-            pipe.send(("done", session.do(job, without, lambda who: pipe.send(("at", who)))))
+            found = session.do(job, without, lambda who: pipe.send(("at", who)))
+            pipe.send(("last" if session.spoiled else "done", found))
     except (EOFError, BrokenPipeError):
         return
     except Broken as error:
@@ -190,7 +200,9 @@ class Worker:
             self.pipe.send((job, without))
             while self.pipe.poll(self.silence):
                 word, what = self.pipe.recv()
-                if word == "done":
+                if word == "last":  # it measured this well, and is good for nothing more
+                    self.stop()
+                if word in ("done", "last"):
                     return what, "", ""
                 if word == "broken":
                     self.stop()
@@ -207,14 +219,18 @@ class Worker:
 
     def do(self, job: Job) -> Found:
         """With a row for everybody who was lost on the way."""
-        without = [who for who, deaths in self.deaths.items() if deaths >= DEATHS]
-        lost: list[Found] = []
+        without = [who for who, deaths in self.deaths.items() if deaths >= DEATHS and who != COPY]
+        lost = [
+            missing(self.suite, job, p.name, "not run", f"its process died {DEATHS} times before")
+            for p in self.suite.providers
+            if p.backend and p.name in without and job.kind == "case"
+        ]
         while True:
             found, who, reason = self._try(job, without)
             if found is not None:
                 return _together([found, *lost])
-            self.deaths[who] += 1
-            if self.deaths[who] == DEATHS:
+            self.deaths[who] += 1 if who else 0
+            if self.deaths[who] == DEATHS and who != COPY:
                 reason = f"{reason}, for the {DEATHS}rd time: it is not tried again"
             lost.append(missing(self.suite, job, who, "lost", reason))
             if who in ("", COPY) or who in without:  # nobody to go on without

@@ -118,7 +118,7 @@ def test_a_huge_case_leaves_no_pool_full(monkeypatch: pytest.MonkeyPatch) -> Non
     suite.run_case(CASE, fake_gpu.OURS, held, 0.001)
     cupy, torch = fake_gpu.PLACES
     recorded = [f"{cupy} records"] * 2 + [f"{torch} records"]  # the copy is CuPy's
-    assert events == [cupy, torch, *recorded, "collected", cupy, torch]
+    assert events == [cupy, torch, *recorded, cupy, torch, "collected", cupy, torch]
     events.clear()
     monkeypatch.setattr(suite, "HUGE", CASE.bytes + 1)
     suite.run_case(CASE, fake_gpu.OURS, held, 0.001)
@@ -134,6 +134,19 @@ def test_a_recording_that_fails_leaves_nothing_behind() -> None:
     assert methods.pop("a shy one") == "events"
     assert set(methods.values()) == {"graph"}
     assert fake_gpu.DEVICE.stream is before
+
+
+def test_the_reason_is_the_call_s_and_not_what_came_before_it() -> None:
+    def looked_up(y: Any) -> Any:
+        try:
+            return {}["cached"]
+        except KeyError:
+            return fake_gpu.not_while_recording(y)
+
+    for name in fake_gpu.PLACES:
+        who = fake_gpu.planted("a caching one", name, looked_up)
+        note = rows_of(CASE, *fake_gpu.OURS, who)["a caching one"].note
+        assert "RuntimeError: operation not permitted when stream is capturing" in note
 
 
 def test_who_waits_for_the_device_is_not_recorded() -> None:
@@ -194,6 +207,7 @@ def test_who_fails_late_fails_alone() -> None:
             assert (hungry.status, hungry.reason) == ("failed", "MemoryError: out of memory")
         else:  # of the work there is a time, of what a call costs there is none
             assert (hungry.status, hungry.method, hungry.call) == ("timed", "graph", None)
+            assert hungry.note == "what a call costs is not known (MemoryError: out of memory)"
 
 
 def test_a_wrong_provider_is_wrong_and_not_timed() -> None:

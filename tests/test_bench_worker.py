@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_who_dies_again_and_again_is_not_tried_for_ever() -> None:
     died = "its process died"
     last = f"{died}, for the 3rd time: it is not tried again"
     assert reasons == [[died], [died], [last], [], []]
+    watched.deaths = Counter({"gpuact on CuPy": worker.DEATHS, "torch": worker.DEATHS})
+    (row,) = watched.do(Job("case", RELU))["rows"]  # of ours there is a row in every case
+    assert (row.provider, row.status) == ("gpuact on CuPy", "not run")
+    assert row.reason == "its process died 3 times before"
+
+
+def test_a_process_whose_torch_is_spoiled_is_the_last_to_use_it() -> None:
+    with worker.Worker(Asked(faults=("a shy one",))) as watched:
+        for restarts, name in enumerate((RELU, SIGMOID)):
+            found = watched.do(Job("case", name))
+            assert statuses(found) == dict.fromkeys([*TIMED, "a shy one"], "timed")
+            assert watched.restarts == restarts
+            assert watched.process is None
+    with worker.Worker(Asked()) as watched:
+        watched.do(Job("case", RELU))
+        assert watched.process is not None
 
 
 # -- a run, whole and cut short -------------------------------------------------------------------
@@ -150,7 +167,9 @@ def test_a_dry_run_writes_every_row_whatever_happens(
     assert run.run(asked, tmp_path) == 0
     (path,) = tmp_path.glob("*.json")
     found = result.read(path)
-    assert (found.finished, found.stopped, found.restarts) == (True, "", 1)
+    assert (found.finished, found.stopped) == (True, "")
+    # one died, and after every case torch was left as the shy one left it
+    assert found.restarts == 1 + len(fake_gpu.CASES)
     assert [rate.when for rate in found.copies] == ["start", "end"]
     by = {(row.case, row.provider): row for row in found.rows}
     for case in fake_gpu.CASES:
