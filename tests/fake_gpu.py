@@ -409,7 +409,11 @@ ONCE = Provider(
     *("one that crashes once", TORCH, lambda: None),
     lambda case: CRASHING.spell(case) if case.suite == "rows" else None,
 )
-FAULTS = {p.name: p for p in (WRONG, CRASHING, ONCE, HANGING, ILLEGAL, SHY, ABSENT)}
+SHY_ONCE = Provider(
+    *("one that is shy once", TORCH, lambda: None),
+    lambda case: SHY.spell(case) if case.suite == "rows" else None,
+)
+FAULTS = {p.name: p for p in (WRONG, CRASHING, ONCE, HANGING, ILLEGAL, SHY, SHY_ONCE, ABSENT)}
 
 CASES = (
     Case("relu", "bfloat16", (1 << 12,), headline=True),

@@ -94,7 +94,8 @@ def test_a_case_is_in_the_file_before_the_next_is_run(
 
 
 @pytest.mark.parametrize(
-    "name", ["rows", "loss", "fused", pytest.param("elementwise", marks=pytest.mark.slow)]
+    "name",
+    ["fused", *(pytest.param(n, marks=pytest.mark.slow) for n in ("elementwise", "rows", "loss"))],
 )
 def test_a_suite_s_cases_are_all_measured(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
