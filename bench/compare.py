@@ -13,17 +13,23 @@ by the second copy's median over the first's. The copy's own band is left out: w
 disturbs the others of its round too, and is in their bands already. This is decided case by case,
 and what is compared so says "share of copy" instead of "time".
 
+A band is of one run, and a machine is not the same an hour later. Rivals run the same code in both:
+where there are enough of them, and of the same versions, what nineteen of twenty stay within is
+noise for everybody.
+
 What a plain call costs the host has the cost of the copy's call for a yardstick, on another machine
 or if that changed ("share of call"). What has no copy beside it is compared on one machine alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -54,6 +60,7 @@ ONE_SIDED = ("only in A", "only in B")
 
 ENOUGH = 1.02  # less is nothing, however sure
 PLAIN = 1.05  # of what is counted and not timed
+MANY = 20  # timings of rivals that it takes to say what noise is
 
 TIME, SHARE = "time", "share of copy"
 CALL, CALL_SHARE = "of the call", "share of call"
@@ -98,6 +105,7 @@ class Comparison:
     changes: tuple[Change, ...]
     cases: frozenset[str]  # that both have
     rows: int  # of those, by the same provider
+    noise: float = 1.0  # a ratio: how far rivals are from where they were
 
     def where(self, *verdicts: str, ours: bool | None = None) -> list[Change]:
         """The changes of these verdicts, but for the copy's."""
@@ -246,7 +254,33 @@ def compare(a: Result, b: Result) -> Comparison:
             changes += _figures(first, second, copies, elsewhere, other_host)
     cases = frozenset(case for case, _ in before) & frozenset(case for case, _ in after) - {""}
     rows = sum(case in cases for case, _ in before.keys() & after.keys())
-    return Comparison(a, b, tuple(changes), cases, rows)
+    noise = _noise(a, b, changes)
+    return Comparison(a, b, tuple(_within(c, noise) for c in changes), cases, rows, noise)
+
+
+def _noise(a: Result, b: Result, changes: Sequence[Change]) -> float:
+    """How far nineteen of twenty rivals are from where they were; 1 where nobody can tell."""
+    same = {name: v for name, v in a.versions.items() if name != "gpuact"}
+    if same != {name: v for name, v in b.versions.items() if name != "gpuact"}:
+        return 1.0
+    found = [
+        abs(math.log(change.ratio))
+        for change in changes
+        if change.ratio and not change.ours and change.provider != COPY
+    ]
+    if len(found) < MANY:
+        return 1.0
+    return math.exp(float(np.quantile(found, 0.95, method="lower")))
+
+
+def _within(change: Change, noise: float) -> Change:
+    """Of what is timed; what is counted has none."""
+    timed = change.what not in (MEMORY, ERROR) and change.verdict in ("gain", "loss")
+    if change.provider == COPY or not timed:
+        return change
+    if change.ratio and 1 / noise <= change.ratio <= noise:
+        return replace(change, verdict="noise")
+    return change
 
 
 def failures(comparison: Comparison) -> list[Change]:
@@ -313,6 +347,9 @@ def remarks(comparison: Comparison) -> list[str]:
             found.append(
                 f"The copy itself changed in {cases}: there, times are compared as shares of it."
             )
+    if comparison.noise > ENOUGH:
+        far = f"{comparison.noise:.2f}×"
+        found.append(f"19 of 20 rivals, whose code is the same, are within {far}: so is noise.")
     reasons = Counter(change.reason for change in comparison.where("not compared"))
     found += [f"Not compared, {count} in all: {reason}." for reason, count in reasons.items()]
     return [*found, *filter(None, [_different(a, b)])]

@@ -327,3 +327,40 @@ def test_nothing_in_common_is_said_in_a_sentence() -> None:
     assert text.splitlines()[-1] == (
         "They have nothing in common: no provider is in the same case of both."
     )
+
+
+def drifting(far: float, rivals: int, **fields: Any) -> Comparison:
+    """All rivals but one of twenty are slower by so much; ours by 1.05 and by 1.3."""
+    names = [f"case {k}" for k in range(rivals)]
+    after = [row("torch", far if k % 20 else 2.0, case=name) for k, name in enumerate(names)]
+    first = result(*(row("torch", case=name) for name in names), row(case="x"), row(case="y"))
+    second = result(*after, row(of=1.05, case="x"), row(of=1.3, case="y"), **fields)
+    return compare(first, second)
+
+
+def test_noise_is_what_rivals_change_by_whose_code_is_the_same() -> None:
+    found = drifting(1.1, 40)
+    assert found.noise == pytest.approx(1.1)
+    verdicts = {c.case: c.verdict for c in found.changes if c.ours}
+    assert verdicts == {"x": "noise", "y": "loss"}
+    assert [c.case for c in failures(found)] == ["y"]
+    assert "19 of 20 rivals, whose code is the same, are within 1.10×: so is noise." in said(found)
+
+
+def test_few_rivals_or_other_versions_do_not_tell_what_noise_is() -> None:
+    for found in (drifting(1.1, 19), drifting(1.1, 40, versions={"torch": "2.0"})):
+        assert found.noise == 1
+        assert {c.verdict for c in found.changes if c.ours} == {"loss"}
+    still = drifting(1.0, 40, versions={"gpuact": "another"})
+    assert still.noise == pytest.approx(1)
+    assert {c.verdict for c in still.changes if c.ours} == {"loss"}
+    assert "so is noise" not in said(still)
+
+
+def test_what_is_counted_has_no_noise() -> None:
+    names = [f"case {k}" for k in range(20)]
+    first = [row("torch", case=name) for name in names] + [row(peak_bytes=100)]
+    second = [row("torch", 1.5, case=name) for name in names] + [row(peak_bytes=110)]
+    changes = compare(result(*first), result(*second)).changes
+    (change,) = (c for c in changes if c.ours and c.verdict != "noise")
+    assert (change.before, change.after, change.verdict) == (100, 110, "loss")
