@@ -159,16 +159,18 @@ def test_who_waits_for_the_device_is_not_recorded() -> None:
 def test_a_graph_s_memory_is_its_own_as_long_as_it_lives() -> None:
     place = fake_gpu.Cupy()
     alive = fake_gpu.MemoryPool.alive
-    before = len(alive)
-    met: list[object] = []
-    replay = place.recorded([lambda: met.append(fake_gpu.DEVICE.allocator)])
-    assert len(alive) == before + 1
-    assert {getattr(allocator, "__self__", None) for allocator in met} <= set(alive)
-    assert len(met) == 2  # called before it is recorded, from the same memory
+    others = set(map(id, alive))
+    met: list[int] = []  # by their numbers: a reference would keep them
+
+    def call() -> None:
+        met.append(id(getattr(fake_gpu.DEVICE.allocator, "__self__", None)))
+
+    replay = place.recorded([call])
+    (own,) = set(map(id, alive)) - others
+    assert met == [own, own]  # called before it is recorded, from the same memory
     replay()
     del replay
-    met.clear()
-    assert len(alive) == before
+    assert set(map(id, alive)) == others
 
 
 def test_after_a_case_torch_forgets_what_it_compiled() -> None:

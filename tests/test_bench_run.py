@@ -361,6 +361,15 @@ def test_what_is_asked_for_is_what_is_planned() -> None:
     assert not planned("digits", False, only="tanh").empty
 
 
+def test_a_run_of_the_cpu_beside_a_gpu_is_the_cpu_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result, "gpu", lambda: result.Gpu("a GPU", "", 1 << 30))
+    found = ran(small_suites.Asked(suite="cpu", only="relu float32 2^24"), tmp_path)
+    assert (found.on_gpu, found.settings["on_gpu"]) == (False, False)
+    assert "a GPU" not in found.device
+
+
 def test_who_cannot_run_says_why_in_a_gpu_s_suite(tmp_path: Path) -> None:
     if suites.gpu_answers():
         pytest.skip("a GPU answers here")

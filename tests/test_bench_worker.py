@@ -119,6 +119,10 @@ def test_at_nobody_s_turn_all_of_ours_lack_their_rows(who: str) -> None:
         assert [row.provider for row in rows] == [one.name for one in OURS]
     held = replace(result.begun({}), held_for_backward=rows)
     assert len(run._failures(held, [])) == 2
+    for kind, name in (("copy", "start"), ("digits", "tanh"), ("who", "")):
+        rows = worker.missing(suite, Job(kind, name), "", "lost", "why")["rows"]
+        whole = replace(result.begun({}), rows=rows)
+        assert run._failures(whole, []) == [f": {kind} {name}".rstrip() + ": why"]
 
 
 def test_who_dies_again_and_again_is_not_tried_for_ever() -> None:
@@ -164,8 +168,9 @@ def test_a_dry_run_writes_every_row_whatever_happens(
         faults=("a wrong one", "one that crashes once", "one that is shy once", "an absent one")
     )
     assert run.run(asked, tmp_path) == 0
-    (path,) = tmp_path.glob("*.json")
+    (path,) = tmp_path.glob("*-a-fake-gpu-fake.json")
     found = result.read(path)
+    assert (found.on_gpu, found.device) == (True, "a fake GPU")
     assert (found.finished, found.stopped) == (True, "")
     assert found.restarts == 2  # after a death, and after torch was spoiled
     (shy,) = (row for row in found.rows if row.provider == "one that is shy once")
