@@ -231,7 +231,6 @@ class _Recording:
 @dataclass
 class _Pool:
     recording: bool = False
-    graphs: int = 0
 
 
 class _Cuda:
