@@ -192,8 +192,11 @@ def write(result: Result, path: Path) -> None:
 
 
 def committed(folder: Path = RESULTS) -> list[Result]:
-    """The results that lie there, the oldest first, without samples."""
-    found = [read(path) for path in sorted(folder.glob("*.json"))]
+    """The results that git knows there, the oldest first, without samples; without git, all."""
+    known = _git("ls-files", "--", str(folder))
+    names = None if known is None else {Path(line).name for line in known.splitlines()}
+    paths = [path for path in sorted(folder.glob("*.json")) if names is None or path.name in names]
+    found = [read(path) for path in paths]
     return sorted((r for r in found if not r.sample), key=lambda result: result.time)
 
 

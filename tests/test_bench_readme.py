@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from bench import readme
-from bench.result import committed, kernel_hashes, path_of, write
+from bench import readme, result
+from bench.result import committed, kernel_hashes, path_of, read, write
 
 from . import bench_samples
 
@@ -24,9 +24,21 @@ def lines(text: str, start: str = "| ") -> list[str]:
 
 
 def test_the_readme_s_is_that_of_the_results_that_lie_there():
-    """After a result is committed: python -m bench readme."""
+    """After a result is added to git: python -m bench readme."""
+    if result._git("ls-files") is None:
+        pytest.skip("without git nobody knows which results are committed")
     text = readme.README.read_text(encoding="utf-8")
     assert readme.BEGIN + readme.section(committed()) + readme.END in text
+
+
+def test_a_result_that_git_does_not_know_is_not_committed(tmp_path, monkeypatch):
+    """Who measures on his machine and tests afterwards has changed nothing."""
+    write(CPU, tmp_path / "mine.json")
+    write(GPU, tmp_path / "theirs.json")
+    monkeypatch.setattr(result, "_git", lambda *words: "theirs.json")
+    assert committed(tmp_path) == [read(tmp_path / "theirs.json")]
+    monkeypatch.setattr(result, "_git", lambda *words: None)
+    assert len(committed(tmp_path)) == 2
 
 
 def test_a_picture_that_lies_there_is_shown(tmp_path, monkeypatch):
