@@ -47,7 +47,7 @@ $(PY) -m ruff format --check
 $(PY) -m mypy --strict gpuact
 endef
 
-.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive audit bench clean
+.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive audit bench install clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -87,6 +87,8 @@ audit:  ## what is known against the pinned versions, by pip-audit, which asks P
 
 bench: say-bench $(BENCH)  ## the benchmark, for what this machine has
 	$(PY) -m bench $(ARGS)
+
+install: say-test $(TEST) $(BENCH)  ## what test and bench need, and nothing more
 
 clean:  ## remove .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
