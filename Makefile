@@ -5,6 +5,7 @@
 #   SET=cpu              cpu, cuda12 or cuda13 instead of what the NVIDIA driver asks for; or oldest,
 #                        the lower bounds of pyproject.toml, or newest, for tests without a GPU
 #   TORCH_INDEX=URL      where torch's wheels come from, to pick its CPU build
+#   WHEELS=FOLDER        where wheels lie, for pip to take before others
 #   ARGS="-k softmax"    handed on to pytest or to the benchmark
 
 PYTHON ?= python3
@@ -27,6 +28,7 @@ ACCELERATED_oldest := $(ACCELERATED_cpu)
 ACCELERATED_newest := $(ACCELERATED_cpu)
 PINNED := cpu cuda12 cuda13  # whose ruff and mypy the sources satisfy: those of others find more
 NEEDS_test := test bench $(ACCELERATED_$(SET))
+NEEDS_docker := docker
 NEEDS_bench := bench $(if $(filter cpu,$(SET)),,$(ACCELERATED_$(SET)))
 
 # A stamp stands for an installed set; its name changes with the versions that it stands for.
@@ -34,8 +36,10 @@ CONSTRAINTS := constraints/$(SET).txt
 KEY := $(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d' ' -f1)
 TEST := $(VENV)/.$(SET)-test-$(KEY)
 BENCH := $(VENV)/.$(SET)-bench-$(KEY)
+DOCKER := $(VENV)/.$(SET)-docker-$(KEY)
 
-PIP := $(PY) -m pip --quiet --disable-pip-version-check install --constraint $(CONSTRAINTS)
+PIP := $(PY) -m pip --quiet --disable-pip-version-check install --constraint $(CONSTRAINTS) \
+	$(if $(WHEELS),--find-links $(WHEELS))
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8
 INTERPRET := TRITON_INTERPRET=1 $(PYTEST)
 TIMED := TRITON_INTERPRET=1 $(PY) -m pytest -m timed  # one process, and no other beside it
@@ -47,11 +51,12 @@ $(PY) -m ruff format --check
 $(PY) -m mypy --strict gpuact
 endef
 
-.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive audit bench install clean
+.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive audit bench install clean \
+	docker-test docker-test-gpu docker-bench lint-docker
 .DELETE_ON_ERROR:
 
 help:  ## print this list
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 24
 
 test: say-test $(TEST)  ## the tests (all but the slow ones), Triton's interpreter, then lint
 	$(PYTEST) $(ARGS)
@@ -90,6 +95,36 @@ bench: say-bench $(BENCH)  ## the benchmark, for what this machine has
 
 install: say-test $(TEST) $(BENCH)  ## what test and bench need, and nothing more
 
+# In containers, run as whoever runs make, so that results are his; on the CUDA of the host's driver.
+COMPOSE := docker compose --file docker/compose.yaml
+docker-test docker-test-gpu docker-bench: export GPUACT_UID ?= $(shell id -u)
+docker-test docker-test-gpu docker-bench: export GPUACT_GID ?= $(shell id -g)
+docker-test docker-test-gpu docker-bench: export CUDA ?= $(if $(filter cuda12,$(SET)),12,13)
+docker-test docker-test-gpu docker-bench: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)$(if \
+	$(shell git status --porcelain -- . ':!bench/results' 2>/dev/null),-dirty)
+
+# That an image works at all, and that what it writes through a mount is the user's.
+define SMOKE
+$(COMPOSE) build $(1)
+results=$$(mktemp -d) && trap 'rm -rf "$$results"' EXIT && $(COMPOSE) run --rm \
+	--volume "$$results:/gpuact/bench/results" $(1) python docker/smoke.py && test -O "$$results"/*.json
+endef
+
+docker-test:  ## the tests, in a container without a GPU
+	$(call SMOKE,test)
+	$(COMPOSE) run --rm --env ARGS test
+
+docker-test-gpu:  ## the tests that need a GPU, in a container that is given all of them
+	$(call SMOKE,test-gpu)
+	$(COMPOSE) run --rm --env ARGS test-gpu
+
+docker-bench:  ## the benchmark, in such a container; results go to bench/results
+	$(COMPOSE) run --build --rm bench $(ARGS)
+
+lint-docker: $(DOCKER)  ## hadolint, and what Compose makes of compose.yaml
+	$(VENV)/bin/hadolint docker/Dockerfile
+	$(VENV)/lib/python3*/site-packages/compose/docker-compose --file docker/compose.yaml config --quiet
+
 clean:  ## remove .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -105,7 +140,7 @@ $(VENV)/.$(SET):
 	$(PYTHON) -m venv $(if $(wildcard $(addprefix $(VENV)/.,$(PINNED) oldest newest)),--clear) $(VENV)
 	@touch $@
 
-$(TEST) $(BENCH): $(VENV)/.$(SET)-%-$(KEY): $(VENV)/.$(SET)
+$(TEST) $(BENCH) $(DOCKER): $(VENV)/.$(SET)-%-$(KEY): $(VENV)/.$(SET)
 	@$(PY) -c 'import sys, tomllib; \
 		tree = tomllib.load(open("pyproject.toml", "rb")); project = tree["project"]; \
 		sets = project["optional-dependencies"] | tree["dependency-groups"]; \

@@ -20,6 +20,7 @@ was measured; so does whatever else ends it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -101,9 +102,12 @@ def _run(words: Sequence[str], suite: str = "here") -> int:
 
     from .result import read
     from .run import run
-    from .suites import Asked, gpu_answers
+    from .suites import Asked, gpu_answers, without_gpu
 
-    on_gpu = args.suite not in ("cpu", "digits") and gpu_answers()
+    for_gpu = args.suite not in ("cpu", "digits")
+    on_gpu = for_gpu and gpu_answers()
+    if for_gpu and not on_gpu and os.environ.get("GPUACT_REQUIRE_GPU") == "1":
+        raise _Refused(f"GPUACT_REQUIRE_GPU=1 came, and no GPU answers: {without_gpu()}")
     asked = Asked(
         *(args.suite, args.sizes, on_gpu, args.only, tuple(args.dtype), args.providers),
         seconds=args.seconds,

@@ -381,13 +381,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+def revision() -> tuple[str | None, bool | None]:
+    """The commit, and whether sources were changed since: git's word, or the image's without git.
+
+    The image says it by GPUACT_REVISION: a hash, with "-dirty" behind it where there are changes.
+    """
+    changed = _git("status", "--porcelain", "--", ".", ":!bench/results")
+    if changed is not None:
+        return _git("rev-parse", "HEAD"), bool(changed)
+    commit, dash, changes = os.environ.get("GPUACT_REVISION", "").partition("-")
+    if not re.fullmatch("[0-9a-f]{40}", commit):
+        return None, None
+    return commit, (dash + changes) == "-dirty"
+
+
 def begun(settings: Mapping[str, Any]) -> Result:
     """A run that starts now, with nothing measured yet."""
-    changed = _git("status", "--porcelain", "--", ".", ":!bench/results")
+    commit, changed = revision()
     return Result(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_git("rev-parse", "HEAD"),
-        changed_since_commit=None if changed is None else bool(changed),
+        commit=commit,
+        changed_since_commit=changed,
         kernels=kernel_hashes(),
         machine=machine(bool(settings.get("on_gpu"))),
         versions=versions(),

@@ -111,6 +111,12 @@ def gpu_answers() -> bool:
     return found["cupy"].available or found["triton"].available
 
 
+def without_gpu() -> str:
+    """Why none answers, as each backend has it."""
+    found = gpuact.backends()
+    return "; ".join(f"{name}: {found[name].reason}" for name in ("cupy", "triton"))
+
+
 def _elementwise(sizes: str, on_gpu: bool) -> Suite:
     found = (tables.elementwise_on_gpu if on_gpu else tables.elementwise_on_cpu)(sizes)
     goals = (*elementwise_goals(found), *CALL_GOALS) if on_gpu else ()

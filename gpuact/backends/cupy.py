@@ -47,7 +47,10 @@ def why_not() -> str | None:
             return "CuPy finds no CUDA device: check CUDA_VISIBLE_DEVICES and nvidia-smi"
         capability = int(cupy.cuda.Device().compute_capability)
     except Exception as error:
-        return f"CuPy finds no usable CUDA driver ({_brief(error)}): install or update NVIDIA's"
+        return (
+            f"CuPy finds no usable CUDA driver ({_brief(error)}): install or update NVIDIA's; "
+            "a container has it if started with --gpus all"
+        )
     if capability < OLDEST:
         return (
             f"the GPU's compute capability is {capability / 10:.1f}, and gpuact needs "

@@ -45,7 +45,12 @@ def why_not() -> str | None:
         if triton.knobs.runtime.interpret:
             return None
         if not torch.cuda.is_available():
-            return "torch finds no CUDA GPU: install its CUDA build, and the driver of the GPU"
+            if torch.version.cuda is None:
+                return f"torch {torch.__version__} is built without CUDA: install its CUDA build"
+            return (
+                "torch finds no CUDA GPU: install or update NVIDIA's driver; a container has it "
+                "if started with --gpus all"
+            )
         capability = torch.cuda.get_device_capability()
     except Exception as error:
         return f"torch cannot use the GPU ({error}): match the driver to torch's CUDA version"
