@@ -13,6 +13,10 @@ from gpuact.catalogue import FUNCTIONS
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+# torchrun of itself asks the network what this machine is called, which may not be known, and waits.
+ALONE = ("--standalone", "--local-addr=localhost")
+
+
 def row(name: str) -> str:
     f = FUNCTIONS[name]
     cells = (f"`{name}`", f.formula, f.derivative, f.range, f.kink)
@@ -73,11 +77,13 @@ def test_the_example_of_ranks_runs(tmp_path):
     (code,) = (b for b in blocks() if b.startswith("# torchrun"))
     words = code.partition("\n")[0].removeprefix("# torchrun ").split()
     (tmp_path / words[-1]).write_text(code)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
+    run = [sys.executable, "-m", "torch.distributed.run", *ALONE, *words]
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     environment["PYTHONWARNINGS"] = "ignore"
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     losses = re.findall(r"\d+\.\d+", done.stdout)  # words of two ranks may come in any order
     assert len(losses) == 2 and len(set(losses)) == 1
