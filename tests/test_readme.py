@@ -13,7 +13,7 @@ from gpuact.catalogue import FUNCTIONS
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-# torchrun of itself asks the network what this machine is called, which may not be known, and waits.
+# torchrun of itself asks the network for the name of this machine; where none is known, it waits.
 ALONE = ("--standalone", "--local-addr=localhost")
 
 
