@@ -5,7 +5,7 @@
 #   SET=cpu              cpu, cuda12 or cuda13 instead of what the NVIDIA driver asks for; or oldest,
 #                        the lower bounds of pyproject.toml, or newest, for tests without a GPU
 #   TORCH_INDEX=URL      where torch's wheels come from, to pick its CPU build
-#   WHEELS=FOLDER        where wheels lie, for pip to take before others
+#   WHEELS=FOLDER        of wheels, for pip to look in, too
 #   ARGS="-k softmax"    handed on to pytest or to the benchmark
 
 PYTHON ?= python3
@@ -97,17 +97,20 @@ install: say-test $(TEST) $(BENCH)  ## what test and bench need, and nothing mor
 
 # In containers, run as whoever runs make, so that results are his; on the CUDA of the host's driver.
 COMPOSE := docker compose --file docker/compose.yaml
-docker-test docker-test-gpu docker-bench: export GPUACT_UID ?= $(shell id -u)
-docker-test docker-test-gpu docker-bench: export GPUACT_GID ?= $(shell id -g)
-docker-test docker-test-gpu docker-bench: export CUDA ?= $(if $(filter cuda12,$(SET)),12,13)
-docker-test docker-test-gpu docker-bench: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)$(if \
-	$(shell git status --porcelain -- . ':!bench/results' 2>/dev/null),-dirty)
+docker-%: export GPUACT_UID ?= $(shell id -u)
+docker-%: export GPUACT_GID ?= $(shell id -g)
+docker-%: export GPUACT_CUDA ?= $(if $(filter cuda12,$(SET)),12,13)
+docker-%: export GPUACT_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)$(if $(shell \
+	git status --porcelain -- . ':!bench/results' 2>/dev/null),-dirty)
 
-# That an image works at all, and that what it writes through a mount is the user's.
+# That an image works at all, and that what it writes through a mount is the user's. The folder is
+# one of the checkout's: not every Docker sees the host's /tmp.
+MOUNTED := $(CURDIR)/build
 define SMOKE
 $(COMPOSE) build $(1)
-results=$$(mktemp -d) && trap 'rm -rf "$$results"' EXIT && $(COMPOSE) run --rm \
-	--volume "$$results:/gpuact/bench/results" $(1) python docker/smoke.py && test -O "$$results"/*.json
+mkdir -p "$(MOUNTED)" && results=$$(mktemp -d "$(MOUNTED)/XXXXXX") && trap 'rm -rf "$$results"' EXIT && \
+	$(COMPOSE) run --rm --volume "$$results:/gpuact/bench/results:z" $(1) python docker/smoke.py && \
+	test -O "$$results"/*.json
 endef
 
 docker-test:  ## the tests, in a container without a GPU

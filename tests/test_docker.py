@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gpuact
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-COMPOSE = (ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
 TARGETS = ("cpu", "cuda12", "cuda13")
 
 
@@ -86,52 +87,119 @@ def test_the_images_have_what_git_has() -> None:
     assert let_in == known - {".ci", ".gitignore"}
 
 
+# service → what it has beside what all have
+SERVICES: dict[str, dict[str, object]] = {
+    "test": {"network_mode": "none"},
+    "test-gpu": {},
+    "bench": {
+        "entrypoint": ["python", "-m", "bench"],
+        "volumes": ["../bench/results:/gpuact/bench/results:z"],
+    },
+    "shell": {
+        "command": ["bash"],
+        "environment": {"GPUACT_REVISION": ""},
+        "volumes": [f"../{d}:/gpuact/{d}:z" for d in ("gpuact", "kernels", "tests", "bench")],
+    },
+}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_given_what_it_needs_and_no_more(name: str) -> None:
+    """Its user and cache are the caller's and of his CUDA; a GPU, or the run fails."""
+    of_gpu = name in ("test-gpu", "bench")
+    target = "cuda${GPUACT_CUDA:-13}" if of_gpu else "cpu"
+    cache = "cache-cuda" if of_gpu else "cache-cpu"
+    arguments = {"REVISION": "${GPUACT_REVISION:-unknown}"}
+    device = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    expected = {
+        "image": f"gpuact:{target}",
+        "build": {
+            "context": "..",
+            "dockerfile": "docker/Dockerfile",
+            "target": target,
+            "args": arguments if of_gpu else arguments | {"TORCH_INDEX": "${TORCH_INDEX:-}"},
+            "secrets": ["pip.conf"],
+        },
+        "user": "${GPUACT_UID:-1000}:${GPUACT_GID:-1000}",
+        "init": True,
+        **SERVICES[name],
+    }
+    if of_gpu:
+        devices = {"reservations": {"devices": [device]}}
+        expected |= {"shm_size": "1gb", "deploy": {"resources": devices}}
+    expected["volumes"] = [f"{cache}:/cache", *expected.get("volumes", [])]  # type: ignore[misc]
+    assert COMPOSE["services"][name] == expected
+    assert COMPOSE["volumes"][cache] == {"name": f"gpuact-cache-{target}-${{GPUACT_UID:-1000}}"}
+    assert set(COMPOSE["services"]) == set(SERVICES)
+
+
 def test_compose_hands_on_what_the_dockerfile_takes() -> None:
-    handed = set(re.findall(r"^ +([A-Z_]+):$", COMPOSE, re.MULTILINE))
     taken = {name for stage in stages() for rest in all_of(stage, "ARG") for name in rest.split()}
-    assert handed == {name.partition("=")[0] for name in taken}
+    handed = {name for each in COMPOSE["services"].values() for name in each["build"]["args"]}
+    assert {name.partition("=")[0] for name in taken} == handed | {"BASE"}
+    mounts = " ".join(all_of("packages-cpu", "RUN"))
+    assert all(f"id={name}," in mounts for name in COMPOSE["secrets"])
 
 
-@pytest.mark.parametrize(
-    ("command", "calls"),
-    [
-        (
-            ["docker-test", "ARGS=-k relu"],
-            [
-                "build test",
-                "run --rm --volume RESULTS:/gpuact/bench/results test python docker/smoke.py",
-                "run --rm --env ARGS test",
-            ],
-        ),
-        (["docker-bench", "ARGS=--suite rows"], ["run --build --rm bench --suite rows"]),
+SMOKE = "run --rm --volume RESULTS:/gpuact/bench/results:z {} python docker/smoke.py"
+# what make is asked → what Compose is
+ASKED = {
+    ("docker-test", "ARGS=-k relu"): [
+        "build test",
+        SMOKE.format("test"),
+        "run --rm --env ARGS test",
     ],
-)
-def test_make_hands_compose_who_and_what(
-    command: list[str], calls: list[str], tmp_path: Path
-) -> None:
-    """With a `docker` that notes what it is asked, and writes a result through the mount."""
-    noted = tmp_path / "noted"
-    docker = tmp_path / "docker"
-    docker.write_text(
-        f'#!/bin/sh\necho "$*|$GPUACT_UID:$GPUACT_GID $CUDA $REVISION $ARGS" >> {noted}\n'
-        "for word; do case $word in\n"
-        '*:/gpuact/bench/results) touch "${word%%:*}/run.json";; esac; done\n'
-    )
-    docker.chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "MAKEFLAGS": ""}
-    for name in ("ARGS", "CUDA", "REVISION", "GPUACT_UID", "GPUACT_GID"):
-        environment.pop(name, None)
-    command = ["make", "SET=cuda12", *command]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    ("docker-test-gpu", "ARGS=-k 'a b'"): [
+        *("build test-gpu", SMOKE.format("test-gpu"), "run --rm --env ARGS test-gpu"),
+    ],
+    ("docker-bench", "ARGS=--suite rows"): ["run --build --rm bench --suite rows"],
+}
+# A `docker` that notes what it is asked and in whose name, and writes one result through a mount.
+DOCKER = """#!/bin/sh
+echo "$*|$GPUACT_UID:$GPUACT_GID $GPUACT_CUDA $GPUACT_REVISION|$ARGS" >> "$0.asked"
+for word; do case $word in *:/gpuact/bench/results:z) {writes};; esac; done
+"""
 
-    asked, told = zip(*(line.split("|") for line in noted.read_text().splitlines()), strict=True)
-    asked = [re.sub(r"\S+(?=:/gpuact/bench/results)", "RESULTS", line) for line in asked]
-    assert asked == [f"compose --file docker/compose.yaml {call}" for call in calls]
-    who, cuda, *rest = told[-1].split(" ", 2)
-    assert (who, cuda) == (f"{os.getuid()}:{os.getgid()}", "12")
-    revision = r"([0-9a-f]{40}(-dirty)?)" if (ROOT / ".git").exists() else ""
-    assert re.fullmatch(f"{revision} {command[-1].removeprefix('ARGS=')}", rest[0])
+
+def make(
+    folder: Path, *words: str, writes: str = 'touch "${word%%:*}/run.json"'
+) -> list[list[str]]:
+    """What make asks of `docker`."""
+    docker = folder / "docker"
+    docker.write_text(DOCKER.replace("{writes}", writes))
+    docker.chmod(0o755)
+    names = ("ARGS", "MAKEFLAGS", "GPUACT_UID", "GPUACT_GID", "GPUACT_CUDA", "GPUACT_REVISION")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+    command = ["make", "SET=cuda12", f"MOUNTED={folder / 'mounted'}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    lines = (folder / "docker.asked").read_text().splitlines()
+    assert (done.returncode == 0) == (writes != ":")
+    return [line.split("|") for line in lines]
+
+
+def git(*words: str) -> str:
+    """What it says of the checkout; nothing where it is not one, or there is no git."""
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("words", ASKED, ids=lambda words: words[0])
+def test_make_tells_compose_who_and_what(words: tuple[str, str], tmp_path: Path) -> None:
+    asked = make(tmp_path, *words)
+    calls = [re.sub(r"\S+(?=:/gpuact/bench/results)", "RESULTS", call) for call, _, _ in asked]
+    assert calls == [f"compose --file docker/compose.yaml {call}" for call in ASKED[words]]
+    changed = git("status", "--porcelain", "--", ".", ":!bench/results")
+    revision = git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    expected = [f"{os.getuid()}:{os.getgid()} 12 {revision}", words[1].removeprefix("ARGS=")]
+    assert [rest for _, *rest in asked] == [expected] * len(calls)
+    assert not list(tmp_path.glob("mounted/*"))
+
+
+def test_an_image_whose_results_are_not_there_is_not_tested(tmp_path: Path) -> None:
+    asked = make(tmp_path, "docker-test", writes=":")
+    assert len(asked) == 2
 
 
 def test_without_a_gpu_tests_fail_at_once_and_say_why() -> None:

@@ -36,6 +36,7 @@ PACKAGES = {
     },
     "test": {
         *("pytest", "pytest-xdist", "hypothesis", "mpmath", "scipy", "playwright"),
+        "pyyaml",
         *("mypy", "ruff", "setuptools"),
     },
     "compilers": {"cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime"},
