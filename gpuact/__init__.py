@@ -1,6 +1,8 @@
 """Activation functions at the memory limit of a CUDA GPU, the same on NumPy, CuPy and PyTorch."""
 
 from .activations import (
+    activation_stats,
+    activation_with_stats,
     cross_entropy,
     cross_entropy_backward,
     cross_entropy_with_grad,
@@ -34,12 +36,16 @@ from .activations import (
 from .catalogue import describe
 from .dispatch import BackendError, asarray, backends, using
 from .fusion import Dropout
+from .stats import ActivationStats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationStats",
     "BackendError",
     "Dropout",
+    "activation_stats",
+    "activation_with_stats",
     "asarray",
     "backends",
     "cross_entropy",

@@ -27,12 +27,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeVar, overload
 
-from . import calls
+from . import calls, stats
 from .catalogue import FUNCTIONS
 from .dispatch import asarray
 from .fusion import Dropout
 from .libraries import word
 from .operations import Reduction
+from .stats import ActivationStats
 
 
 class Array(Protocol):
@@ -409,6 +410,68 @@ def fused_backward(
     operands = (x, scale, bias, weight, negative_slope, gate, residual)
     result: dict[str, A] = calls.fused_backward(activation, dropout, channel_axis, dy, operands)
     return result
+
+
+# -- statistics -----------------------------------------------------------------------------------
+
+
+def activation_with_stats(
+    x: A,
+    activation: str,
+    *,
+    negative_slope: float = 0.01,
+    weight: Array | float | None = None,
+    channel_axis: int = -1,
+    into: ActivationStats | None = None,
+) -> tuple[A, ActivationStats]:
+    """(y, stats): an activation, and what its outputs are like, in one pass over memory.
+
+    activation: linear (the identity here), sigmoid, tanh, relu, leaky_relu (with negative_slope) or
+    prelu (with weight). y, its dtype and its gradients are those of the function of that name; but
+    integers are taken as float32 by relu too. channel_axis: the axis of units, of which each may be
+    dead: the last one, 1 for images (N, C, H, W). A 0-d array is one unit. into: `ActivationStats`
+    of an earlier call with the same activation, number of units and device, to be gathered in;
+    nothing is read of it, and nothing waits for the device, before a figure is asked for.
+
+    weight: a number, one element or one a unit, along channel_axis; other shapes that prelu takes
+    are computed first and looked through in a second pass. Under torch.compile or torch.func there
+    is no memory to look at: TypeError.
+    Error: counts are exact. mean and std (about the mean, float32 for half types, by tiles that are
+    merged in float64) are those of y as it is rounded, and the same bits every time.
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances" (1979).
+
+    >>> import gpuact, numpy as np
+    >>> y, stats = gpuact.activation_with_stats(np.array([[-2.0, 3.0], [-1.0, -4.0]]), "relu")
+    >>> y.tolist(), stats.zeros, stats.dead.tolist()
+    ([[0.0, 3.0], [0.0, 0.0]], 0.75, [True, False])
+    """
+    y, found = stats.activation_with_stats(
+        x, activation, negative_slope, weight, channel_axis, into
+    )
+    return y, found
+
+
+def activation_stats(
+    y: Array,
+    activation: str = "linear",
+    *,
+    channel_axis: int = -1,
+    into: ActivationStats | None = None,
+) -> ActivationStats:
+    """What outputs that are there already are like: `activation_with_stats` without the activation.
+
+    y: outputs of any function, floating (integers count as float32). activation: the one that made
+    them, as far as saturation tells; "linear" never saturates. channel_axis and into are those of
+    `activation_with_stats`, and so are the errors. One pass that reads y and writes nothing of its
+    size.
+
+    >>> import gpuact, numpy as np
+    >>> stats = gpuact.activation_stats(np.array([[0.5, 1.0], [0.25, 0.999]]), "sigmoid")
+    >>> stats.mean, stats.saturated, stats.dead.tolist()
+    (0.68725, 0.5, [False, True])
+    """
+    return stats.activation_stats(y, activation, channel_axis, into)
 
 
 # -- softmax --------------------------------------------------------------------------------------

@@ -43,14 +43,14 @@ Parameters = Mapping[str, Any]
 
 
 @cache
-def _autograd() -> ModuleType:
+def autograd() -> ModuleType:
     """Loaded with the first tensor that requires grad: torch is there then, and only then."""
     from .torch import autograd
 
     return autograd
 
 
-def _tracked(call: Call, *values: Any) -> bool:
+def tracked(call: Call, *values: Any) -> bool:
     """Whether autograd must record this call."""
     library = call.library
     if not library.tracks:
@@ -87,7 +87,7 @@ def _check_out(call: Call, out: Any, like: Array, *inputs: Any) -> None:
 
 
 def _refuse_tracked(name: str, call: Call, *tensors: Any) -> None:
-    if _tracked(call, *tensors):
+    if tracked(call, *tensors):
         raise ValueError(
             f"{name}: came with a tensor that requires grad; allowed are tensors that do not, or "
             f"no {name}"
@@ -146,16 +146,16 @@ def activation(
         if watched(*given):
             return operators().activation(name, x, channel_axis=channel_axis, **params)
         function = FUNCTIONS[name]
-        call, *ready = _looked_at(
+        call, *ready = looked_at(
             function, function.forward, x, params, channel_axis, function.integers
         )
         route = routes.learn(entry, given, call, ready, _elementwise(function.forward))
         if route is None:
-            if _tracked(call, *ready):
-                return _autograd().activation(function, call, None, *ready)
+            if tracked(call, *ready):
+                return autograd().activation(function, call, None, *ready)
             return operations.elementwise(call, function.forward, ready[:1], ready[1:])
     if route.recorded():
-        return _autograd().activation(FUNCTIONS[name], route.call, route, *route.operands(given))
+        return autograd().activation(FUNCTIONS[name], route.call, route, *route.operands(given))
     return route.run(given)
 
 
@@ -180,7 +180,7 @@ def _activation_into(
         return operators().activation(name, given[0], out, channel_axis=channel_axis, **params)
     function = FUNCTIONS[name]
     kernel = function.forward
-    call, *ready = _looked_at(function, kernel, given[0], params, channel_axis, function.integers)
+    call, *ready = looked_at(function, kernel, given[0], params, channel_axis, function.integers)
     _check_out(call, out, ready[0], *ready)
     result = operations.elementwise(call, kernel, ready[:1], ready[1:], out)
     if all(isinstance(p, float) for p in ready[1:]) and call.library.direct(out, ready[0]):
@@ -192,7 +192,7 @@ def _activation_into(
     return result
 
 
-def _looked_at(
+def looked_at(
     function: Function,
     kernel: Pass,
     x: Any,
@@ -218,7 +218,7 @@ def derivative(
     function = FUNCTIONS[name]
     slope = cast(Pass, function.slope)
     integers = "refused" if function.integers == "refused" else "float32"
-    call, x, *values = _looked_at(function, slope, x, params, channel_axis, integers)
+    call, x, *values = looked_at(function, slope, x, params, channel_axis, integers)
     if out is not None:
         _check_out(call, out, x, x, *values)
     return operations.elementwise(call, slope, (x,), values, out)
@@ -343,11 +343,16 @@ def _fused_entry(activation: Any, dropout: Any, channel_axis: Any) -> tuple[Hash
 ACTIVATIONS = {f.name: f.forward.parameters for f in FUNCTIONS.values() if f.kind == "elementwise"}
 
 
-def check_fused(activation: Any, weight: Any) -> None:
-    """Whether `fused` takes this activation, with slopes or without."""
+def check_activation(activation: Any) -> None:
+    """Whether this is the name of an elementwise function."""
     if not (isinstance(activation, str) and activation in ACTIVATIONS):
         came = word(activation)
         raise ValueError(f"activation: {came} came, allowed are {', '.join(ACTIVATIONS)}")
+
+
+def check_fused(activation: Any, weight: Any) -> None:
+    """Whether `fused` takes this activation, with slopes or without."""
+    check_activation(activation)
     if ("weight" in ACTIVATIONS[activation]) != (weight is not None):
         allowed = "slopes" if weight is None else "none"
         came = "none" if weight is None else type(weight).__name__
@@ -425,8 +430,8 @@ def fused(
     params = (scale, bias, ready[slope])
     if out is not None:
         _check_out(call, out, x, x, *params, gate, residual)
-    elif _tracked(call, x, *params, gate, residual):
-        return _autograd().fused(call, fusion, x, *params, gate, residual)
+    elif tracked(call, x, *params, gate, residual):
+        return autograd().fused(call, fusion, x, *params, gate, residual)
     return operations.fused(call, fusion, x, params, gate, residual, out)
 
 
@@ -529,9 +534,9 @@ def rows(
             return route.run((x, *given[1:]))
         return operations.rows(call, function.forward, (x,), axes, out, scores)
 
-    if _tracked(call, x):
+    if tracked(call, x):
         scale = 1.0 if scores is None else scores.scale
-        return _autograd().rows(function, call.backend, work, x, axes, scale)
+        return autograd().rows(function, call.backend, work, x, axes, scale)
     return work(x)
 
 
@@ -833,7 +838,7 @@ class LossCall:
                     f"weight: shape {tuple(weight.shape)} came, allowed is one weight a class: "
                     f"({classes},)"
                 )
-            if _tracked(self.call, weight):
+            if tracked(self.call, weight):
                 raise ValueError("weight: came requiring grad; class weights are constants")
             weight = library.astype(arguments.floating("weight", library, weight), computed)
             self.weight = library.contiguous(weight)
@@ -898,7 +903,7 @@ def cross_entropy(
         return operators().cross_entropy(logits, target, return_lse, gradient_in_forward, **options)
     if prepared is not None and not (recorded and gradient_in_forward):
         if recorded:
-            value, lse = _autograd().cross_entropy(
+            value, lse = autograd().cross_entropy(
                 prepared.call.backend, prepared.loss, given[2], logits, target, prepared
             )
         else:
@@ -908,14 +913,14 @@ def cross_entropy(
     at_once = arguments.flag("gradient_in_forward", gradient_in_forward)
     c = LossCall(logits, target, **options)
     c.learn(entry, given)
-    tracked = _tracked(c.call, c.logits, c.target)
-    if tracked and at_once:
-        learned = _tracked(c.call, c.target)
+    records = tracked(c.call, c.logits, c.target)
+    if records and at_once:
+        learned = tracked(c.call, c.target)
         check_gradient_in_forward(c.loss.reduction, return_lse, learned)
-        step = _autograd().gradient_in_forward
+        step = autograd().gradient_in_forward
         return step(c.call.backend, c.loss, c.weight, c.logits, c.target)
-    if tracked:
-        value, lse = _autograd().cross_entropy(c.call.backend, c.loss, c.weight, c.logits, c.target)
+    if records:
+        value, lse = autograd().cross_entropy(c.call.backend, c.loss, c.weight, c.logits, c.target)
     else:
         value, lse = operations.cross_entropy(c.call, c.logits, c.target, c.weight, c.loss)
     return (value, lse) if return_lse else value

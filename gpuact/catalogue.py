@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class Function:
     sums: Mapping[str, Pass] = field(default_factory=lambda: MappingProxyType({}))
     integers: Literal["float32", "kept", "refused"] = "float32"
     sign: str | None = None  # where this parameter is positive, y has x's sign and serves for it
+    # |f'| is below 1 % where y is no more than the first or no less than the second
+    saturated: tuple[float | None, float | None] = (None, None)
 
     @property
     def saved(self) -> tuple[str, ...]:
@@ -117,6 +120,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 forward=Pass("sigmoid", ("x",)),
                 backward=Pass("sigmoid_backward", ("dy", "y")),
                 slope=Pass("sigmoid_derivative", ("x",)),
+                saturated=((1 - sqrt(0.96)) / 2, (1 + sqrt(0.96)) / 2),  # y (1 − y) = 0.01
             ),
             Function(
                 name="tanh",
@@ -132,6 +136,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 forward=Pass("tanh", ("x",)),
                 backward=Pass("tanh_backward", ("dy", "y")),
                 slope=Pass("tanh_derivative", ("x",)),
+                saturated=(-sqrt(0.99), sqrt(0.99)),  # 1 − y² = 0.01
             ),
             Function(
                 name="relu",
@@ -148,6 +153,7 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
                 backward=Pass("relu_backward", ("dy", "y")),
                 slope=Pass("relu_derivative", ("x",)),
                 integers="kept",
+                saturated=(0.0, None),
             ),
             Function(
                 name="leaky_relu",

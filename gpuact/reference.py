@@ -15,7 +15,7 @@ state: 0 for ReLU, the slope for leaky and parametric ReLU.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -238,6 +238,42 @@ def fused_backward(
     if "gate" in wanted:
         found["gate"] = dy * masked(a, drop, kept)
     return found
+
+
+# -- statistics of outputs (outer, units, inner) ----------------------------------------------------
+
+
+def is_saturated(y: Array, low: float | None, high: float | None) -> Array:
+    """Where y is no more than low, or no less than high; None is no bound, and NaN beyond none."""
+    compute = y.dtype.type
+    below = np.zeros(y.shape, bool) if low is None else y <= compute(low)
+    return below if high is None else below | (y >= compute(high))
+
+
+def statistics(
+    y: Array, low: float | None, high: float | None
+) -> tuple[tuple[float, float, float, float, float], Array]:
+    """Count, mean, Σ (y − mean)², how many are 0, how many saturated; and which units are alive:
+    those with an element that is not.
+    """
+    saturated = is_saturated(y, low, high)
+    mean = y.mean()
+    m2 = np.square(y - mean).sum()
+    numbers = y.size, mean, m2, y.size - np.count_nonzero(y), np.count_nonzero(saturated)
+    alive: Array = ~saturated.all((0, 2))
+    return cast(Any, tuple(map(float, numbers))), alive
+
+
+def merged(
+    a: tuple[float, float, float, float, float], b: tuple[float, float, float, float, float]
+) -> tuple[float, float, float, float, float]:
+    """The numbers of both (Chan, Golub and LeVeque 1979); an infinite mean stays infinite."""
+    n = a[0] + b[0]
+    if not a[0] or not b[0]:
+        return a if a[0] else b
+    mean = a[1] * (a[0] / n) + b[1] * (b[0] / n)
+    m2 = a[2] + b[2] + (b[1] - a[1]) ** 2 * (a[0] * b[0] / n)
+    return n, mean, m2, a[3] + b[3], a[4] + b[4]
 
 
 # -- rows -----------------------------------------------------------------------------------------

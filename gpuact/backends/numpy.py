@@ -305,6 +305,48 @@ def _contiguous_pieces(shape: tuple[int, ...]) -> Iterator[tuple[tuple[Any, ...]
         first += shape[axis] * inside
 
 
+def observe(
+    formula: str | None,
+    x: Array,
+    out: Array | None,
+    parameter: Array | float | None,
+    bounds: tuple[float | None, float | None],
+    moments: Array,
+    alive: Array,
+    empty: Empty,
+) -> None:
+    """out = formula(x, parameter), and what it is like: counted onto moments, noted in alive."""
+    compute = compute_dtype(x.dtype)
+    pieces = [where for where, _ in _contiguous_pieces(x.shape)]
+    found: list[tuple[Any, Array]] = [((), alive)] * len(pieces)
+    slopes = parameter
+    if isinstance(parameter, np.ndarray):
+        slopes = parameter.reshape(1, -1, 1).astype(compute, copy=False)
+
+    def work(k: int) -> None:
+        where = pieces[k]
+        y = x[where].astype(compute, copy=False)
+        if formula is not None:
+            given = [] if slopes is None else [slopes]
+            if isinstance(slopes, np.ndarray):
+                given = [slopes[_narrow(slopes.shape, where)]]
+            elif slopes is not None:
+                given = [compute.type(slopes)]
+            y = _formula(formula)[0](y, *given)
+        if out is not None:
+            out[where] = y
+            y = out[where].astype(compute, copy=False)  # as it was rounded
+        found[k] = reference.statistics(y, *bounds)
+
+    _share(work, range(len(pieces)), x.size)
+    with np.errstate(all="ignore"):
+        seen = tuple(moments.tolist())
+        for where, (numbers, units) in zip(pieces, found, strict=True):
+            seen = reference.merged(seen, numbers)
+            alive[where[1] if len(where) > 1 else slice(None)] |= units
+        moments[...] = seen
+
+
 def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:
     function = getattr(reference, formula)
     compute = compute_dtype(arrays[0].dtype)

@@ -1,0 +1,289 @@
+"""Statistics of a layer's outputs, out of the pass that computes them.
+
+A kernel that writes y has it in registers: what a layer's health is told by (mean, spread, zeros,
+saturation, units that are silent) costs no other reading of memory, and a few bytes a tile to leave
+behind. A second, small kernel adds these up in a fixed order, without atomics, onto what the device
+already knows, so that any number of calls is gathered and nobody waits until somebody reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from . import arguments, calls, operations
+from .catalogue import FUNCTIONS, Pass
+from .dispatch import Call, resolve
+from .libraries import Library, library_of, tracing
+
+Array = Any
+Bounds = tuple[float | None, float | None]
+
+MOMENTS = ("count", "mean", "m2", "zeros", "saturated")  # m2: Σ (y − mean)²
+
+
+class ActivationStats:
+    """What a layer's outputs were like, over all calls gathered here; kept on the device.
+
+    To read a figure waits for the device once, and again after the next call that adds to it.
+
+    count: the elements seen, units: those along `channel_axis`. mean and std: of all elements, std
+    with the divisor count. zeros: the share that is 0. saturated: the share where |f′| < 0.01, told
+    from y: sigmoid and tanh near their bounds, relu at 0; never for linear, leaky_relu and prelu.
+    dead: a boolean NumPy array, True for each unit that was saturated in every element seen: of
+    relu those that gave nothing but 0. NaN is neither 0 nor saturated, and makes mean and std NaN.
+    Of nothing seen all shares are NaN and no unit is dead. std is infinite where squares exceed the
+    range of the computation (float32's for half types).
+
+    >>> import gpuact, numpy as np
+    >>> y, stats = gpuact.activation_with_stats(np.array([[-1.0, 2.0], [-3.0, -4.0]]), "relu")
+    >>> stats
+    ActivationStats(relu, count=4, mean=0.5, std=0.866, zeros=75%, saturated=75%, dead=1 of 2)
+    >>> stats.dead
+    array([ True, False])
+    """
+
+    def __init__(self, activation: str, units: int, call: Call, bounds: Bounds) -> None:
+        self.activation, self.units, self.bounds = activation, units, bounds
+        self._call = call
+        with call.on():
+            self._moments = call.empty((len(MOMENTS),), "float64")
+            self._alive = call.empty((units,), "uint8")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was seen."""
+        with self._call.on():
+            for each in (self._moments, self._alive):
+                self._call.library.copy(each, 0)
+        self._known: tuple[dict[str, float], npt.NDArray[np.bool_]] | None = None
+
+    def _read(self) -> tuple[dict[str, float], npt.NDArray[np.bool_]]:
+        if self._known is None:
+            moments, alive = _on_host(self._moments), _on_host(self._alive)
+            found = dict(zip(MOMENTS, moments.tolist(), strict=True))
+            self._known = found, (alive == 0) & (found["count"] > 0)
+        return self._known
+
+    def _share(self, name: str) -> float:
+        found, _ = self._read()
+        return found[name] / found["count"] if found["count"] else math.nan
+
+    @property
+    def count(self) -> int:
+        return int(self._read()[0]["count"])
+
+    @property
+    def mean(self) -> float:
+        return self._read()[0]["mean"] if self.count else math.nan
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self._share("m2"))
+
+    @property
+    def zeros(self) -> float:
+        return self._share("zeros")
+
+    @property
+    def saturated(self) -> float:
+        return self._share("saturated")
+
+    @property
+    def dead(self) -> npt.NDArray[np.bool_]:
+        return self._read()[1].copy()
+
+    def __repr__(self) -> str:
+        return (
+            f"ActivationStats({self.activation}, count={self.count}, mean={self.mean:.3g}, "
+            f"std={self.std:.3g}, zeros={self.zeros:.0%}, saturated={self.saturated:.0%}, "
+            f"dead={self.dead.sum()} of {self.units})"
+        )
+
+    def add(self, formula: str | None, x: Array, out: Array | None, parameter: Any) -> None:
+        """Count out = formula(x, parameter) in, and write it; without a formula x itself, which is
+        written if there is an out.
+
+        Arrays are the backend's own and (outer, units, inner), contiguous; a parameter is a number,
+        an array of one a unit, or one of one alone.
+        """
+        self._known = None
+        if 0 in x.shape:
+            return
+        native = self._call.native
+        self._call.module.observe(
+            formula,
+            x,
+            out,
+            parameter,
+            self.bounds,
+            native(self._moments),
+            native(self._alive),
+            self._call.scratch,
+        )
+
+    def takes(self, call: Call, activation: str, units: int) -> None:
+        """Refuse an array that is another layer's."""
+        mine, came = self._call, None
+        if activation != self.activation:
+            came = f"statistics of {self.activation}", f"those of {activation}"
+        elif units != self.units:
+            came = f"statistics of {self.units} units", f"those of {units}"
+        elif mine.library is not call.library:
+            came = f"statistics kept in {mine.library.name}", f"those in {call.library.name}"
+        elif (here := mine.library.device(mine.like)) != call.library.device(call.like):
+            came = f"statistics on {here}", f"those on {call.library.device(call.like)}"
+        if came is not None:
+            raise ValueError(f"into: {came[0]} came, allowed are {came[1]}")
+
+
+def _on_host(x: Array) -> npt.NDArray[Any]:
+    """NumPy's copy of a small array; waits for its device."""
+    if hasattr(x, "get"):  # CuPy's
+        with x.device:
+            return np.asarray(x.get())
+    return np.array(x.cpu() if hasattr(x, "cpu") else x)
+
+
+# -- how a kernel sees a layer --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UnitView:
+    """An array as (outer, units, inner), its axes in the order in which they lie in memory."""
+
+    order: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, library: Library, x: Array, axis: int | None) -> UnitView:
+        """axis: of units; None if the array is one."""
+        strides = library.strides(x)
+        order = tuple(sorted(range(x.ndim), key=lambda k: -strides[k]))
+        if not library.is_contiguous(library.permute(x, order)):
+            order = tuple(range(x.ndim))
+        if axis is None:
+            return cls(order, (1, 1, math.prod(x.shape)))
+        place, sizes = order.index(axis), [x.shape[k] for k in order]
+        outer, inner = math.prod(sizes[:place]), math.prod(sizes[place + 1 :])
+        return cls(order, (outer, sizes[place], inner))
+
+    def view(self, library: Library, x: Array) -> Array:
+        """x so, contiguous: a view where it lies so, else a copy."""
+        moved = library.contiguous(library.permute(x, self.order))
+        return library.reshape(moved, self.shape)
+
+
+def _axis(channel_axis: Any, ndim: int) -> int | None:
+    """The axis of units; None for a 0-d array, which is one."""
+    if ndim == 0 and arguments.whole("channel_axis", channel_axis) in (0, -1):
+        return None
+    return arguments.single_axis("channel_axis", channel_axis, ndim)
+
+
+def _gatherer(into: Any, call: Call, name: str, shape: Sequence[int], axis: int | None) -> Any:
+    """Where to count: `into`, or statistics of nothing yet."""
+    units = 1 if axis is None else shape[axis]
+    if into is None:
+        return ActivationStats(name, units, call, FUNCTIONS[name].saturated)
+    if not isinstance(into, ActivationStats):
+        raise TypeError(f"into: {type(into).__name__} came, allowed is gpuact.ActivationStats")
+    into.takes(call, name, units)
+    return into
+
+
+def _not_watched(name: str, *operands: Any) -> None:
+    """What is counted lies in memory: a trace has none."""
+    if tracing(operands[0]) or calls.watched(*operands):
+        raise TypeError(
+            f"{name}: a tensor came that torch.compile, torch.func or a class of its own sees to, "
+            "allowed is a plain one"
+        )
+
+
+def activation_stats(
+    y: Any, activation: Any, channel_axis: Any, into: ActivationStats | None
+) -> ActivationStats:
+    calls.check_activation(activation)
+    _not_watched("y", y)
+    y = arguments.array("y", y)
+    call = resolve(y=y)
+    y = arguments.floating("y", call.library, y)
+    axis = _axis(channel_axis, y.ndim)
+    stats: ActivationStats = _gatherer(into, call, activation, y.shape, axis)
+    count(stats, call, y, axis)
+    return stats
+
+
+def count(stats: ActivationStats, call: Call, y: Array, axis: int | None) -> None:
+    """Count these outputs in."""
+    with call.on():
+        y = call.native(y)
+        library = cast(Library, library_of(y))
+        stats.add(None, UnitView.of(library, y, axis).view(library, y), None, None)
+
+
+def activation_with_stats(
+    x: Any, activation: Any, negative_slope: Any, weight: Any, channel_axis: Any, into: Any
+) -> tuple[Any, ActivationStats]:
+    calls.check_fused(activation, weight)
+    function = FUNCTIONS[activation]
+    params = {"weight": weight, "negative_slope": negative_slope, "scale": 1.0, "bias": 0.0}
+    params = {name: params[name] for name in function.forward.parameters}
+    _not_watched("x", x, *params.values())
+    integers = "refused" if function.integers == "refused" else "float32"
+    channel_axis = arguments.whole("channel_axis", channel_axis)
+    call, x, *ready = calls.looked_at(function, function.forward, x, params, channel_axis, integers)
+    axis = _axis(channel_axis, x.ndim)
+    stats: ActivationStats = _gatherer(into, call, activation, x.shape, axis)
+    watching = Watching(stats, call, function.forward, axis)
+    if calls.tracked(call, x, *ready):
+        return calls.autograd().activation(function, call, watching, x, *ready), stats
+    return watching.run((x, *ready)), stats
+
+
+@dataclass(frozen=True)
+class Watching:
+    """An activation that counts its outputs; `run` is a route's, which autograd calls forward by."""
+
+    stats: ActivationStats
+    call: Call
+    kernel: Pass
+    axis: int | None
+
+    def run(self, operands: Sequence[Any]) -> Array:
+        x, *params = operands
+        call, library = self.call, self.call.library
+        formula: str | None = self.kernel.formula
+        parameter = None
+        if formula == "linear":  # by 1 and 0
+            formula = None
+        elif params:
+            parameter = self._of_units(params[0], x)
+            if parameter is None:
+                y = operations.elementwise(call, self.kernel, (x,), params)
+                count(self.stats, call, y, self.axis)
+                return y
+        with call.on():
+            given = call.native(x)
+            backend = cast(Library, library_of(given))
+            view = UnitView.of(backend, given, self.axis)
+            y = library.empty_in_order(view.order, x.shape, library.dtype(x), x)
+            written = view.view(backend, call.native(y))
+            self.stats.add(formula, view.view(backend, given), written, call.native(parameter))
+        return y
+
+    def _of_units(self, p: Any, x: Array) -> Any:
+        """A parameter as kernels take it: a number, or an array of one a unit or of one; None if it
+        has others."""
+        if isinstance(p, float):
+            return p
+        library, n = self.call.library, math.prod(p.shape)
+        if n == 1 or (self.axis is not None and n == p.shape[self.axis] == x.shape[self.axis]):
+            return library.contiguous(library.reshape(p, (n,)))
+        return None
