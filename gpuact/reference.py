@@ -240,7 +240,7 @@ def fused_backward(
     return found
 
 
-# -- statistics of outputs (outer, units, inner) ----------------------------------------------------
+# -- statistics of outputs y (outer, units, inner) ------------------------------------------------
 
 
 def is_saturated(y: Array, low: float | None, high: float | None) -> Array:
@@ -260,8 +260,7 @@ def statistics(
     mean = y.mean()
     m2 = np.square(y - mean).sum()
     numbers = y.size, mean, m2, y.size - np.count_nonzero(y), np.count_nonzero(saturated)
-    alive: Array = ~saturated.all((0, 2))
-    return cast(Any, tuple(map(float, numbers))), alive
+    return cast(Any, tuple(map(float, numbers))), np.asarray(~saturated.all((0, 2)))
 
 
 def merged(

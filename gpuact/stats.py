@@ -249,7 +249,7 @@ def activation_with_stats(
 
 @dataclass(frozen=True)
 class Watching:
-    """An activation that counts its outputs; `run` is a route's, which autograd calls forward by."""
+    """An activation that counts its outputs. Autograd calls it as it calls a route."""
 
     stats: ActivationStats
     call: Call

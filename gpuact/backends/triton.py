@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import prod
+from math import gcd, nan, prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
+
+from .tiles import ROWS, WARP, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -821,6 +823,102 @@ def prepare_total(x: Tensor, out: Tensor) -> Callable[[Tensor, Tensor, Empty], N
     """The sum of arrays like x, which are contiguous, into one element."""
     plans = _sum_plans("linear_dbias", (x,), out, 1)
     return lambda x, out, empty: plans.launch((x,), out, empty)
+
+
+# -- statistics -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Observing:
+    """One pass over x, and a small one over what its programs leave."""
+
+    pass_over: Plan
+    fold: Plan
+    flags: int  # bytes
+    dtype: str
+
+
+def observe(
+    formula: str | None,
+    x: Tensor,
+    out: Tensor | None,
+    parameter: float | Tensor | None,
+    bounds: tuple[float | None, float | None],
+    moments: Tensor,
+    alive: Tensor,
+    empty: Empty,
+) -> None:
+    """out = formula(x, parameter), and what it is like: counted onto moments, noted in alive.
+
+    x and out are (outer, units, inner), contiguous.
+    """
+    key = _key((observe, formula, bounds), x, (out,), (parameter,))
+    way = _plans.get(key)
+    if way is None:
+        way = _keep(key, _observing(formula, x, out, parameter, bounds))
+    parts = empty((5, way.fold.numbers[0]), way.dtype)
+    flags = empty((way.flags,), "uint8") if way.flags else None
+    low, high = [nan if bound is None else bound for bound in bounds]
+    arrays = x, out, parts, flags, *_number_and_array(parameter), low, high
+    launch(way.pass_over, (*arrays, *way.pass_over.numbers))
+    launch(way.fold, (parts, flags, moments, alive, *way.fold.numbers))
+
+
+def _observing(
+    formula: str | None,
+    x: Tensor,
+    out: Tensor | None,
+    parameter: float | Tensor | None,
+    bounds: tuple[float | None, float | None],
+) -> Observing:
+    kernels = _kernels()
+    stats = kernels.stats
+    outer, units, inner = x.shape
+    size, device = x.numel(), x.get_device()
+    pack, _ = _packs([x] if out is None else [x, out], shift=False)
+    cut = tiles(outer, units, inner, gcd(pack, size))
+    saturates = None if bounds == (None, None) else "below" if bounds[1] is None else "outside"
+    kind = None if parameter is None else "number"
+    if parameter is not None and not isinstance(parameter, float):
+        kind = "element" if parameter.numel() == 1 else "units"
+    dtype = _compute(x.dtype)
+    index = _index((cut.rows + ROWS) * cut.pitch)
+    pass_over = Plan(
+        stats.observe,
+        (cut.across, cut.chunks, 1),
+        {
+            "FORMULA": formula and getattr(kernels.formulas, formula),
+            "P": kind,
+            "SATURATES": saturates,
+            "RUNS": cut.runs,
+            "INDEX": index,
+            "DTYPE": _triton_dtype(dtype),
+            "ROWS": ROWS,
+            "WARP": WARP,
+            "PACK": cut.pack,
+        },
+        stats.WARPS,
+        (size, cut.pitch, cut.rows, cut.chunk, units, inner, cut.programs),
+        device,
+    )
+    fold = Plan(
+        stats.fold,
+        (1 + -(-units // (cut.together * stats.ENTRIES)), 1, 1),
+        {
+            "SATURATES": saturates,
+            "RUNS": cut.runs,
+            "TOGETHER": cut.together,
+            "INDEX": index,
+            "COLUMNS": cut.columns,
+            "MERGE": stats.MERGE,
+            "ENTRIES": stats.ENTRIES,
+            "LANES": stats.LANES,
+        },
+        stats.FOLD_WARPS,
+        (cut.programs, cut.chunks, cut.octets, outer, units, inner, cut.repeats, cut.reach),
+        device,
+    )
+    return Observing(pass_over, fold, cut.flags if saturates else 0, dtype)
 
 
 # -- rows -----------------------------------------------------------------------------------------

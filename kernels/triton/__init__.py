@@ -1,5 +1,14 @@
 """What the GPU computes, in Triton."""
 
-from . import cross_entropy, elementwise, formulas, fused, inline, rows, softmax
+from . import cross_entropy, elementwise, formulas, fused, inline, rows, softmax, stats
 
-__all__ = ["cross_entropy", "elementwise", "formulas", "fused", "inline", "rows", "softmax"]
+__all__ = [
+    "cross_entropy",
+    "elementwise",
+    "formulas",
+    "fused",
+    "inline",
+    "rows",
+    "softmax",
+    "stats",
+]

@@ -1,0 +1,250 @@
+"""An activation whose outputs are looked at on their way: what a layer is like, for no traffic.
+
+`observe` goes through tiles (gpuact/backends/tiles.py says how memory is cut) and leaves for each
+program count, mean, Σ (y − mean)², zeros and saturated elements of what it saw, and bits: where an
+element was alive, which is not saturated. `fold` adds these onto what is known already. Means are
+taken of a tile first, then squares about it, so nothing cancels; and nothing is atomic.
+"""
+
+import triton
+import triton.language as tl
+
+from .formulas import rounded
+
+WARPS = 8  # a tile is 16 KiB: 64 bytes a thread on their way
+ENTRIES, LANES = 8, 128  # of `fold`: units, and what each has, that are looked at together
+MERGE = 1024  # programs' numbers that are added up together
+FOLD_WARPS = 4
+
+
+@triton.jit
+def begins(array, offset, PACK: tl.constexpr):
+    """Pointers whose packs are of one access. Triton does not see that through a pitch."""
+    size: tl.constexpr = array.dtype.element_ty.primitive_bitwidth // 8
+    return tl.multiple_of(array + offset, [1, 1, PACK * size])
+
+
+@triton.jit
+def merged(n, mean, m2, n_b, mean_b, m2_b):
+    """Count, mean and Σ (y − mean)² of both (Chan, Golub and LeVeque 1979).
+
+    Not mean + (mean_b - mean)·share: of two infinities that would make a NaN.
+    """
+    total = n + n_b
+    share, share_b = n / total, n_b / total
+    apart = mean_b - mean
+    both = m2 + m2_b + apart * apart * (n * share_b)
+    mean = tl.where(n_b == 0, mean, tl.where(n == 0, mean_b, mean * share + mean_b * share_b))
+    m2 = tl.where(n_b == 0, m2, tl.where(n == 0, m2_b, both))
+    return total, mean, m2
+
+
+@triton.jit(do_not_specialize=["p", "low", "high", "size", "pitch", "rows", "chunk", "units",
+                               "inner", "programs"])  # fmt: skip
+def observe(
+    x,
+    out,  # None where x is what is looked at
+    parts,  # five numbers of each program, the first of all programs first
+    flags,  # None where nothing saturates
+    p: tl.float64,
+    p_array,  # None for a number
+    low: tl.float64,
+    high: tl.float64,
+    size,
+    pitch,
+    rows,
+    chunk,
+    units,
+    inner,
+    programs,
+    FORMULA: tl.constexpr,  # None: y = x
+    P: tl.constexpr,  # None, or a "number", an array's only "element", or one of "units"
+    SATURATES: tl.constexpr,  # None, or "below" low, or "outside" of low and high
+    RUNS: tl.constexpr,
+    INDEX: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WARP: tl.constexpr,
+    PACK: tl.constexpr,
+):
+    COLUMNS: tl.constexpr = WARP * PACK
+    tile, part = tl.program_id(0), tl.program_id(1)
+    begin = tile * COLUMNS + tl.arange(0, WARP)[None, :, None] * PACK  # of packs
+    column = begin + tl.arange(0, PACK)[None, None, :]
+    if P == "number":
+        p = tl.full((1, 1, 1), p, DTYPE)
+    elif P == "element":
+        p = tl.load(p_array).to(DTYPE)
+    elif P == "units" and not RUNS:
+        p = tl.load(p_array + column // inner % units).to(DTYPE)
+    low = tl.full((1, 1, 1), low, DTYPE)
+    high = tl.full((1, 1, 1), high, DTYPE)
+
+    n = tl.full((), 0, DTYPE)
+    mean, m2, zeros, saturated = n, n, n, n
+    alive = tl.zeros((ROWS, WARP, PACK), tl.int32)
+    first = part * chunk
+    for row in range(first, tl.minimum(first + chunk, rows), ROWS):
+        r = row + tl.arange(0, ROWS)[:, None, None]
+        from_row = r.to(INDEX) * pitch
+        mask = (r < rows) & (begin < pitch) & (from_row + begin < size)
+        v = tl.load(begins(x, from_row + column, PACK), mask=mask, other=0.0).to(DTYPE)
+        if RUNS:  # which a row meets two of: `here`, and from `end` on the one behind it
+            here = from_row // inner
+            end = (here + 1) * inner - from_row
+            if P == "units":
+                p = tl.load(p_array + here % units)
+                p = tl.where(column < end, p, tl.load(p_array + (here + 1) % units)).to(DTYPE)
+        y = v
+        if FORMULA is not None:
+            if P is None:
+                y = FORMULA(v, x.dtype.element_ty)
+            else:
+                y = FORMULA(v, p, x.dtype.element_ty)
+            stored = rounded(y, x.dtype.element_ty)
+            y = stored.to(DTYPE)
+        if out is not None:
+            tl.store(begins(out, from_row + column, PACK), rounded(y, x.dtype.element_ty), mask)
+
+        count = tl.sum(tl.sum(mask.to(tl.int32), 2), 1) * PACK
+        n_b = tl.sum(count, 0).to(DTYPE)
+        mean_b = total(tl.where(mask, y, 0.0)) / tl.maximum(n_b, 1.0)
+        apart = tl.where(mask, y - mean_b, 0.0)
+        n, mean, m2 = merged(n, mean, m2, n_b, mean_b, total(apart * apart))
+        found = (mask & (y == 0)).to(tl.int32)
+        if SATURATES is not None:
+            beyond = y <= low
+            if SATURATES == "outside":
+                beyond = beyond | (y >= high)
+            found += (mask & beyond).to(tl.int32) << 16  # a tile has fewer elements than 65536
+            lives = mask & (beyond == 0)
+            if RUNS:
+                before = any_of_row(lives & (column < end)) + 2 * any_of_row(
+                    lives & (column >= end)
+                )
+                i = row + tl.arange(0, ROWS)
+                tl.store(flags + i, before.to(tl.uint8), mask=i < rows)
+            else:
+                alive |= lives.to(tl.int32)
+        found = total(found)
+        zeros += (found & 0xFFFF).to(DTYPE)
+        saturated += (found >> 16).to(DTYPE)
+
+    if SATURATES is not None and not RUNS:
+        octets = tl.reshape(tl.max(alive, 0), (COLUMNS // 8, 8)) << tl.arange(0, 8)[None, :]
+        place = (part * tl.num_programs(0) + tile) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
+        tl.store(flags + place, tl.sum(octets, 1).to(tl.uint8))
+    parts += part * tl.num_programs(0) + tile
+    tl.store(parts, n)
+    tl.store(parts + programs, mean)
+    tl.store(parts + 2 * programs, m2)
+    tl.store(parts + 3 * programs, zeros)
+    tl.store(parts + 4 * programs, saturated)
+
+
+@triton.jit
+def total(x):
+    """The sum of a tile; within a thread first."""
+    return tl.sum(tl.sum(tl.sum(x, 2), 0), 0)
+
+
+@triton.jit
+def any_of_row(x):
+    return tl.max(tl.max(x.to(tl.int32), 2), 1)
+
+
+@triton.jit(do_not_specialize=["programs", "chunks", "stride", "outer", "units", "inner",
+                               "repeats", "longest"])  # fmt: skip
+def fold(
+    parts,
+    flags,
+    moments,  # float64: count, mean, Σ (y − mean)², zeros, saturated, so far
+    alive,
+    programs,
+    chunks,
+    stride,  # bytes of a chunk's bits
+    outer,
+    units,
+    inner,
+    repeats,  # periods of a row
+    longest,  # bytes, or rows, that one run reaches into at most
+    SATURATES: tl.constexpr,
+    RUNS: tl.constexpr,
+    TOGETHER: tl.constexpr,  # units with a bit each in one byte
+    INDEX: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    MERGE: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """The first program adds up what programs left, each other one has some units to look after."""
+    if tl.program_id(0) == 0:
+        add_up(parts, moments, programs, MERGE)
+    else:
+        first = (tl.program_id(0) - 1) * ENTRIES
+        group = first + tl.arange(0, ENTRIES)[:, None]
+        lane = tl.arange(0, LANES)[None, :]
+        here = group * TOGETHER < units
+        if SATURATES is None:
+            tl.store(alive + group, (group >= 0).to(tl.uint8), mask=here)
+        else:
+            found = tl.zeros((ENTRIES, LANES), tl.int32)
+            if RUNS:
+                for start in range(0, outer * longest, LANES):
+                    k = start + lane
+                    run = (k // longest * units).to(INDEX) + group
+                    row = run * inner // COLUMNS + k % longest
+                    mask = here & (k < outer * longest) & (row * COLUMNS < (run + 1) * inner)
+                    left = tl.load(flags + row, mask=mask, other=0).to(tl.int32)
+                    found |= left & tl.where(row * COLUMNS // inner == run, 1, 2)
+            else:
+                slots = repeats * longest
+                for start in range(0, chunks * slots, LANES):
+                    k = start + lane
+                    slot = k % slots
+                    begin = slot // longest * (units * inner) + group * (TOGETHER * inner)
+                    octet = begin // 8 + slot % longest
+                    behind = octet * 8 + 8 - (begin + TOGETHER * inner)  # bits of the next
+                    mask = here & (k < chunks * slots) & (octet < stride) & (behind < 8)
+                    place = (k // slots).to(INDEX) * stride + octet
+                    left = tl.load(flags + place, mask=mask, other=0).to(tl.int32)
+                    left &= 0xFF << tl.maximum(begin - octet * 8, 0)
+                    found |= left & (0xFF >> tl.minimum(tl.maximum(behind, 0), 8))
+            for bit in tl.static_range(TOGETHER):
+                if TOGETHER == 1:
+                    lives = tl.max((found != 0).to(tl.int32), 1)
+                else:
+                    lives = tl.max((found >> bit) & 1, 1)
+                unit = (first + tl.arange(0, ENTRIES)) * TOGETHER + bit
+                tl.store(alive + unit, lives.to(tl.uint8), mask=(lives != 0) & (unit < units))
+
+
+@triton.jit
+def add_up(parts, moments, programs, MERGE: tl.constexpr):
+    lane = tl.arange(0, MERGE)
+    n = tl.zeros((MERGE,), tl.float64)
+    sums, zeros, saturated, m2 = n, n, n, n
+    for start in range(0, programs, MERGE):
+        k = start + lane
+        here = k < programs
+        n_k = tl.load(parts + k, mask=here, other=0.0).to(tl.float64)
+        n += n_k
+        sums += n_k * tl.load(parts + programs + k, mask=here, other=0.0).to(tl.float64)
+        zeros += tl.load(parts + 3 * programs + k, mask=here, other=0.0).to(tl.float64)
+        saturated += tl.load(parts + 4 * programs + k, mask=here, other=0.0).to(tl.float64)
+    count = tl.sum(n, 0)
+    mean = tl.sum(sums, 0) / count
+    for start in range(0, programs, MERGE):
+        k = start + lane
+        here = k < programs
+        n_k = tl.load(parts + k, mask=here, other=0.0).to(tl.float64)
+        apart = tl.load(parts + programs + k, mask=here, other=0.0).to(tl.float64) - mean
+        m2_k = tl.load(parts + 2 * programs + k, mask=here, other=0.0).to(tl.float64)
+        m2 += m2_k + tl.where(n_k == 0, 0.0, n_k * apart * apart)
+    n_a, mean_a, m2_a = tl.load(moments), tl.load(moments + 1), tl.load(moments + 2)
+    count, mean, m2_both = merged(n_a, mean_a, m2_a, count, mean, tl.sum(m2, 0))
+    tl.store(moments, count)
+    tl.store(moments + 1, mean)
+    tl.store(moments + 2, m2_both)
+    tl.store(moments + 3, tl.load(moments + 3) + tl.sum(zeros, 0))
+    tl.store(moments + 4, tl.load(moments + 4) + tl.sum(saturated, 0))
