@@ -83,6 +83,11 @@ class ActivationStats:
         return self._read()[0]["mean"] if self.count else math.nan
 
     @property
+    def mean_there(self) -> Array:
+        """The mean as it stands on the device: 0-d, float64, and nobody waits."""
+        return self._moments[MOMENTS.index("mean")]
+
+    @property
     def std(self) -> float:
         return math.sqrt(self._share("m2"))
 
@@ -147,7 +152,7 @@ def _on_host(x: Array) -> npt.NDArray[Any]:
     if hasattr(x, "get"):  # CuPy's
         with x.device:
             return np.asarray(x.get())
-    return np.array(x.cpu() if hasattr(x, "cpu") else x)
+    return np.array(x.cpu().numpy() if hasattr(x, "cpu") else x)  # of a tensor np.array would warn
 
 
 # -- how a kernel sees a layer --------------------------------------------------------------------

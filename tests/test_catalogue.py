@@ -77,6 +77,10 @@ SIGNATURES = {
     "cross_entropy_with_grad": f"(logits, target, {OPTIONS}, dlogits_out=None)",
     "fused": f"(x, activation, *, {FUSED}, out=None)",
     "fused_backward": f"(dy, x, activation, *, {FUSED})",
+    "activation_with_stats": (
+        "(x, activation, *, negative_slope=0.01, weight=None, channel_axis=-1, into=None)"
+    ),
+    "activation_stats": "(y, activation='linear', *, channel_axis=-1, into=None)",
     "Dropout": "(p, seed, offset=0)",
     "asarray": "(obj, dtype=None)",
     "using": "(backend)",
@@ -86,6 +90,7 @@ SIGNATURES = {
 # Beside the functions: these, and warmup, whose arguments are its own.
 OTHERS = {"asarray", "using", "backends", "describe", "warmup", "BackendError", "Dropout"}
 OTHERS |= {"fused", "fused_backward"}
+OTHERS |= {"activation_with_stats", "activation_stats", "ActivationStats"}
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -96,7 +101,7 @@ def test_signature(name):
 
 
 def test_every_public_name_has_a_signature_here():
-    assert set(gpuact.__all__) == set(SIGNATURES) | {"warmup", "BackendError"}
+    assert set(gpuact.__all__) == set(SIGNATURES) | {"warmup", "BackendError", "ActivationStats"}
     assert len(set(gpuact.__all__)) == len(gpuact.__all__)
     for name in gpuact.__all__:
         assert getattr(gpuact, name) is not None

@@ -52,7 +52,7 @@ def test_the_record_says_a_million_calls_and_no_finding():
 
 def test_every_public_name_is_called():
     names = {target.name for target in fuzz.Fuzz(["numpy"]).of["numpy"]}
-    assert names == {*gpuact.__all__} - {"BackendError"}
+    assert names == {*gpuact.__all__} - {"BackendError", "ActivationStats"}  # none calls these
 
 
 def test_every_function_and_layer_of_torch_is_called():

@@ -15,6 +15,10 @@ WARPS = 8  # a tile is 16 KiB: 64 bytes a thread on their way
 ENTRIES, LANES = 8, 128  # of `fold`: units, and what each has, that are looked at together
 MERGE = 1024  # programs' numbers that are added up together
 FOLD_WARPS = 4
+# An element is told by 1 if it is 0, and BEYOND if it is saturated: a tile has fewer elements than
+# that, so that one sum counts both, and what is least tells whether all are saturated.
+BEYOND = tl.constexpr(1 << 16)
+ALL = tl.constexpr(1 << 17)
 
 
 @triton.jit
@@ -82,56 +86,38 @@ def observe(
 
     n = tl.full((), 0, DTYPE)
     mean, m2, zeros, saturated = n, n, n, n
-    alive = tl.zeros((ROWS, WARP, PACK), tl.int32)
+    least = tl.full((ROWS, WARP, PACK), ALL, tl.int32)
     first = part * chunk
     for row in range(first, tl.minimum(first + chunk, rows), ROWS):
         r = row + tl.arange(0, ROWS)[:, None, None]
         from_row = r.to(INDEX) * pitch
-        mask = (r < rows) & (begin < pitch) & (from_row + begin < size)
-        v = tl.load(begins(x, from_row + column, PACK), mask=mask, other=0.0).to(DTYPE)
-        if RUNS:  # which a row meets two of: `here`, and from `end` on the one behind it
-            here = from_row // inner
-            end = (here + 1) * inner - from_row
-            if P == "units":
-                p = tl.load(p_array + here % units)
-                p = tl.where(column < end, p, tl.load(p_array + (here + 1) % units)).to(DTYPE)
-        y = v
-        if FORMULA is not None:
-            if P is None:
-                y = FORMULA(v, x.dtype.element_ty)
-            else:
-                y = FORMULA(v, p, x.dtype.element_ty)
-            stored = rounded(y, x.dtype.element_ty)
-            y = stored.to(DTYPE)
-        if out is not None:
-            tl.store(begins(out, from_row + column, PACK), rounded(y, x.dtype.element_ty), mask)
-
-        count = tl.sum(tl.sum(mask.to(tl.int32), 2), 1) * PACK
-        n_b = tl.sum(count, 0).to(DTYPE)
-        mean_b = total(tl.where(mask, y, 0.0)) / tl.maximum(n_b, 1.0)
-        apart = tl.where(mask, y - mean_b, 0.0)
+        last = pitch.to(INDEX) * (row + ROWS - 1) + (tile + 1) * COLUMNS
+        if (last <= size) & ((tile + 1) * COLUMNS <= pitch):  # all of it is there
+            y, found, least = look(
+                x, out, from_row, column, None, p, p_array, low, high, units, inner, flags, row,
+                rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
+            )  # fmt: skip
+            n_b = tl.full((), ROWS * COLUMNS, DTYPE)
+            mean_b = total(y) / n_b
+            apart = y - mean_b
+        else:
+            mask = (r < rows) & (begin < pitch) & (from_row + begin < size)
+            y, found, least = look(
+                x, out, from_row, column, mask, p, p_array, low, high, units, inner, flags, row,
+                rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
+            )  # fmt: skip
+            n_b = total(mask.to(tl.int32) * PACK).to(DTYPE)
+            mean_b = total(tl.where(mask, y, 0.0)) / tl.maximum(n_b, 1.0)
+            apart = tl.where(mask, y - mean_b, 0.0)
+            found = tl.where(mask, found, 0)
         n, mean, m2 = merged(n, mean, m2, n_b, mean_b, total(apart * apart))
-        found = (mask & (y == 0)).to(tl.int32)
-        if SATURATES is not None:
-            beyond = y <= low
-            if SATURATES == "outside":
-                beyond = beyond | (y >= high)
-            found += (mask & beyond).to(tl.int32) << 16  # a tile has fewer elements than 65536
-            lives = mask & (beyond == 0)
-            if RUNS:
-                before = any_of_row(lives & (column < end)) + 2 * any_of_row(
-                    lives & (column >= end)
-                )
-                i = row + tl.arange(0, ROWS)
-                tl.store(flags + i, before.to(tl.uint8), mask=i < rows)
-            else:
-                alive |= lives.to(tl.int32)
-        found = total(found)
-        zeros += (found & 0xFFFF).to(DTYPE)
-        saturated += (found >> 16).to(DTYPE)
+        counts = total(found)
+        zeros += (counts & 0xFFFF).to(DTYPE)
+        saturated += (counts >> 16).to(DTYPE)
 
     if SATURATES is not None and not RUNS:
-        octets = tl.reshape(tl.max(alive, 0), (COLUMNS // 8, 8)) << tl.arange(0, 8)[None, :]
+        lives = (tl.min(least, 0) < BEYOND).to(tl.int32)
+        octets = tl.reshape(lives, (COLUMNS // 8, 8)) << tl.arange(0, 8)[None, :]
         place = (part * tl.num_programs(0) + tile) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
         tl.store(flags + place, tl.sum(octets, 1).to(tl.uint8))
     parts += part * tl.num_programs(0) + tile
@@ -143,14 +129,57 @@ def observe(
 
 
 @triton.jit
+def look(
+    x, out, from_row, column, mask, p, p_array, low, high, units, inner, flags, row, rows, least,
+    FORMULA: tl.constexpr, P: tl.constexpr, SATURATES: tl.constexpr, RUNS: tl.constexpr,
+    DTYPE: tl.constexpr, ROWS: tl.constexpr, PACK: tl.constexpr,
+):  # fmt: skip
+    """(y, 1 where it is 0 and BEYOND where it is saturated, the least of that in each place)"""
+    STORED: tl.constexpr = x.dtype.element_ty
+    y = tl.load(begins(x, from_row + column, PACK), mask=mask).to(DTYPE)
+    if RUNS:  # a row meets two: `here`, and from `end` on the one behind it
+        here = from_row // inner
+        end = (here + 1) * inner - from_row
+        if P == "units":
+            p = tl.load(p_array + here % units)
+            p = tl.where(column < end, p, tl.load(p_array + (here + 1) % units)).to(DTYPE)
+    if FORMULA is not None:
+        if P is None:
+            y = FORMULA(y, STORED)
+        else:
+            y = FORMULA(y, p, STORED)
+    if out is not None:
+        stored = rounded(y, STORED)
+        tl.store(begins(out, from_row + column, PACK), stored, mask=mask)
+        y = stored.to(DTYPE)
+    found = tl.where(y == 0, 1, 0)
+    if SATURATES is not None:
+        beyond = y <= low
+        if SATURATES == "outside":
+            beyond = beyond | (y >= high)
+        found += tl.where(beyond, BEYOND, 0)
+        here_least = found
+        if mask is not None:
+            here_least = tl.where(mask, found, ALL)
+        if RUNS:
+            before = least_of_row(tl.where(column < end, here_least, ALL)) < BEYOND
+            behind = least_of_row(tl.where(column < end, ALL, here_least)) < BEYOND
+            i = row + tl.arange(0, ROWS)
+            tl.store(flags + i, tl.where(before, 1, 0) + tl.where(behind, 2, 0), mask=i < rows)
+        else:
+            least = tl.minimum(least, here_least)
+    return y, found, least
+
+
+@triton.jit
 def total(x):
     """The sum of a tile; within a thread first."""
     return tl.sum(tl.sum(tl.sum(x, 2), 0), 0)
 
 
 @triton.jit
-def any_of_row(x):
-    return tl.max(tl.max(x.to(tl.int32), 2), 1)
+def least_of_row(x):
+    return tl.min(tl.min(x, 2), 1)
 
 
 @triton.jit(do_not_specialize=["programs", "chunks", "stride", "outer", "units", "inner",
@@ -186,7 +215,7 @@ def fold(
         lane = tl.arange(0, LANES)[None, :]
         here = group * TOGETHER < units
         if SATURATES is None:
-            tl.store(alive + group, (group >= 0).to(tl.uint8), mask=here)
+            found = tl.full((ENTRIES, LANES), 0xFF, tl.int32)
         else:
             found = tl.zeros((ENTRIES, LANES), tl.int32)
             if RUNS:
@@ -209,21 +238,26 @@ def fold(
                     place = (k // slots).to(INDEX) * stride + octet
                     left = tl.load(flags + place, mask=mask, other=0).to(tl.int32)
                     left &= 0xFF << tl.maximum(begin - octet * 8, 0)
-                    found |= left & (0xFF >> tl.minimum(tl.maximum(behind, 0), 8))
-            for bit in tl.static_range(TOGETHER):
-                if TOGETHER == 1:
-                    lives = tl.max((found != 0).to(tl.int32), 1)
-                else:
-                    lives = tl.max((found >> bit) & 1, 1)
-                unit = (first + tl.arange(0, ENTRIES)) * TOGETHER + bit
-                tl.store(alive + unit, lives.to(tl.uint8), mask=(lives != 0) & (unit < units))
+                    found |= left & (0xFF >> tl.maximum(behind, 0))
+        for bit in tl.static_range(TOGETHER):
+            if TOGETHER == 1:
+                lives = tl.max((found != 0).to(tl.int32), 1)
+            else:
+                lives = tl.max((found >> bit) & 1, 1)
+            unit = (first + tl.arange(0, ENTRIES)) * TOGETHER + bit
+            tl.store(alive + unit, lives.to(tl.uint8), mask=(lives != 0) & (unit < units))
 
 
 @triton.jit
 def add_up(parts, moments, programs, MERGE: tl.constexpr):
     lane = tl.arange(0, MERGE)
-    n = tl.zeros((MERGE,), tl.float64)
-    sums, zeros, saturated, m2 = n, n, n, n
+    known = lane == 0  # what is known already is the first thread's to begin with
+    n = tl.load(moments + lane, mask=known, other=0.0)
+    mean_a = tl.load(moments + 1 + lane, mask=known, other=0.0)
+    m2 = tl.load(moments + 2 + lane, mask=known, other=0.0)
+    zeros = tl.load(moments + 3 + lane, mask=known, other=0.0)
+    saturated = tl.load(moments + 4 + lane, mask=known, other=0.0)
+    n_a, sums = n, n * mean_a
     for start in range(0, programs, MERGE):
         k = start + lane
         here = k < programs
@@ -234,17 +268,23 @@ def add_up(parts, moments, programs, MERGE: tl.constexpr):
         saturated += tl.load(parts + 4 * programs + k, mask=here, other=0.0).to(tl.float64)
     count = tl.sum(n, 0)
     mean = tl.sum(sums, 0) / count
+    m2 += squares(n_a, mean_a, mean)
     for start in range(0, programs, MERGE):
         k = start + lane
         here = k < programs
         n_k = tl.load(parts + k, mask=here, other=0.0).to(tl.float64)
-        apart = tl.load(parts + programs + k, mask=here, other=0.0).to(tl.float64) - mean
-        m2_k = tl.load(parts + 2 * programs + k, mask=here, other=0.0).to(tl.float64)
-        m2 += m2_k + tl.where(n_k == 0, 0.0, n_k * apart * apart)
-    n_a, mean_a, m2_a = tl.load(moments), tl.load(moments + 1), tl.load(moments + 2)
-    count, mean, m2_both = merged(n_a, mean_a, m2_a, count, mean, tl.sum(m2, 0))
+        mean_k = tl.load(parts + programs + k, mask=here, other=0.0).to(tl.float64)
+        m2 += tl.load(parts + 2 * programs + k, mask=here, other=0.0).to(tl.float64)
+        m2 += squares(n_k, mean_k, mean)
     tl.store(moments, count)
     tl.store(moments + 1, mean)
-    tl.store(moments + 2, m2_both)
-    tl.store(moments + 3, tl.load(moments + 3) + tl.sum(zeros, 0))
-    tl.store(moments + 4, tl.load(moments + 4) + tl.sum(saturated, 0))
+    tl.store(moments + 2, tl.sum(m2, 0))
+    tl.store(moments + 3, tl.sum(zeros, 0))
+    tl.store(moments + 4, tl.sum(saturated, 0))
+
+
+@triton.jit
+def squares(n, mean_of_part, mean):
+    """What a part's distance adds to Σ (y − mean)²: nothing where the part is empty."""
+    apart = mean_of_part - mean
+    return tl.where(n == 0, 0.0, n * apart * apart)

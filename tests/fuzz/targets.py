@@ -37,6 +37,14 @@ from .rows import (
     judge_rows,
     judge_rows_backward,
 )
+from .stats import (
+    draw_of_outputs,
+    draw_with_stats,
+    judge_of_outputs,
+    judge_with_stats,
+    of_outputs,
+    with_stats,
+)
 
 IN_TORCH = {"input": "x", "dim": "axis"}
 SCORES = ("out", "scale", "mask", "causal", "all_masked")
@@ -86,6 +94,9 @@ def targets_of_gpuact() -> Iterator[Target]:
     yield target("fused", partial(draw_fused, backward=False), judge_fused, gradient_of_fused, 10)
     made = partial(draw_fused, backward=True), judge_fused_backward
     yield target("fused_backward", *made, None, 8)
+    rest = with_stats, draw_with_stats, judge_with_stats, None, 5
+    yield Target("activation_with_stats", *rest)
+    yield Target("activation_stats", of_outputs, draw_of_outputs, judge_of_outputs, None, 3)
     yield target("asarray", draw_asarray, judge_asarray)
     yield target("warmup", draw_warmup, judge_warmup, None, 1)
     yield target("describe", lambda c: {"name": c.of([*FUNCTIONS])}, judge_describe, None, 1)

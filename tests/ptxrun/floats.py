@@ -16,13 +16,14 @@ from .errors import PTXError
 
 WIDTH: dict[str, int] = {f"{k}{w}": w for w in (8, 16, 32, 64) for k in "bus"}
 WIDTH |= {"pred": 1, "f16": 16, "bf16": 16, "f32": 32, "f64": 64}
-WIDTH |= {"f16x2": 32, "bf16x2": 32, "f32x2": 64}
+WIDTH |= {"f16x2": 32, "bf16x2": 32, "f32x2": 64, "s16x2": 32, "u16x2": 32}
 UINT = {w: np.dtype(f"u{w // 8}") for w in (8, 16, 32, 64)} | {1: np.dtype(bool)}
 SINT = {w: np.dtype(f"i{w // 8}") for w in (8, 16, 32, 64)}
 FLOATS = ("f16", "bf16", "f32", "f64", "f16x2", "bf16x2", "f32x2")
 # The numpy type in which a register of each PTX type is handed to an instruction.
 NUMPY = {t: SINT[w] if t[0] == "s" else UINT[w] for t, w in WIDTH.items()}
 NUMPY |= {"f32": np.dtype("f4"), "f64": np.dtype("f8"), "f16": np.dtype("f2")}
+NUMPY |= dict.fromkeys(("s16x2", "u16x2"), UINT[32])
 TINY = np.float32(2.0**-126)
 NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)  # what arithmetic makes, whatever NaN went in
 F32_TIE = np.int64(0x10000000)  # low bits of a float64 that lies half way between two float32

@@ -515,8 +515,11 @@ def _arithmetic(i: Instruction) -> Spec:
         return _float_arithmetic(i)
     if i.op in ("addc", "subc", "madc") or "cc" in i.mods:
         return _carry(i)
-    if "relu" in i.mods or i.op == "fma":
+    if "relu" in i.mods or i.op == "fma" or (t.endswith("x2") and i.op != "add"):
         raise i.unsupported()
+    if t.endswith("x2"):  # the halves apart: what the lower one carries is lost
+        low, high = np.uint32(0xFFFF), np.uint32(0xFFFF0000)
+        return Spec((t,), (t, t), lambda a, b: ((a + b) & low) | (((a & high) + (b & high)) & high))
     if i.op in INT_ADD:
         if "sat" not in i.mods:
             return Spec((t,), (t, t), INT_ADD[i.op])

@@ -279,6 +279,14 @@ def test_votes_and_reductions():
         assert (unit(text, "b32", ("b32", x)) == np.asarray(want, "u4")).all(), text
 
 
+def test_packed_integers_are_added_apart():
+    rng = np.random.default_rng(5)
+    a, b = (rng.integers(0, 1 << 16, 2 * N).astype("u2") for _ in range(2))
+    for t in ("s16x2", "u16x2"):
+        got = unit(f"add.{t} d,$0,$1;", "b32", ("b32", a.view("u4")), ("b32", b.view("u4")))
+        assert (got.view("u2") == a + b).all()
+
+
 def test_packed_compare_and_set():
     rng = np.random.default_rng(4)
     a, b = (rng.standard_normal(2 * N).astype("f2") for _ in range(2))
