@@ -63,6 +63,14 @@ class ActivationStats:
                 self._call.library.copy(each, 0)
         self._known: tuple[dict[str, float], npt.NDArray[np.bool_]] | None = None
 
+    @property
+    def moments(self) -> Array:
+        """The device's own numbers, float64, of the library that was counted first: count, mean,
+        Σ (y − mean)², zeros and saturated elements. To look at them waits for nothing; they change
+        with every call that is gathered here.
+        """
+        return self._moments
+
     def _read(self) -> tuple[dict[str, float], npt.NDArray[np.bool_]]:
         if self._known is None:
             moments, alive = _on_host(self._moments), _on_host(self._alive)
