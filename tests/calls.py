@@ -33,7 +33,8 @@ ROWS = {
 LOSSES = ("cross_entropy", "cross_entropy_backward", "cross_entropy_with_grad", "target_weight")
 ACTIVATIONS = [f.name for f in FUNCTIONS.values() if f.kind == "elementwise"]
 FUSED = tuple(f"{name} {way}" for way in ("fused", "fused_backward") for name in ACTIVATIONS)
-FORMULAS = (*ELEMENTWISE, *SUMS, *FUSED, *ROWS, *LOSSES)
+OBSERVED = tuple(f"{name} observed" for name in ("outputs", *ACTIVATIONS))
+FORMULAS = (*ELEMENTWISE, *SUMS, *FUSED, *OBSERVED, *ROWS, *LOSSES)
 
 ROW_SHAPES = (
     *((2, 33, 1), (2, 1000, 1), (2, 1000, 3), (1, 6000, 1), (1, 70001, 1), (1, 131071, 1)),
@@ -50,6 +51,7 @@ FUSED_SHAPES = (
     ((5000,), (1,)),
     ((64, 33), (64, 33)),
 )
+OBSERVED_SHAPES = ((40, 16, 1), (3, 2, 700))  # a unit a column, and in runs
 # label_smoothing, whether there are weights, and what stands for z_loss and softcap
 OPTIONS = ((0.0, False, 0.0), (0.1, True, 0.0), (0.1, True, 3.0))
 TARGETS = ("int64", "int32", "probabilities")
@@ -80,6 +82,7 @@ def calls(executor: Executor, dtype: str) -> Iterator[Call]:
             yield formula, partial(backend.reduce, formula, arrays, new(kept), empty)
     for activation in ACTIVATIONS:
         yield from fused(executor, activation, new)
+    yield from observed(executor, new)
     for formula, p in ROWS.items():
         for shape in ROW_SHAPES:
             arrays = tuple(new(shape) for _ in p.reads)
@@ -116,6 +119,22 @@ def calls(executor: Executor, dtype: str) -> Iterator[Call]:
         if integers:
             how = {"classes": classes, "ignore_index": -100}
             yield "target_weight", partial(backend.target_weight, target, weight, loss, **how)
+
+
+def observed(executor: Executor, new: Callable[..., Any]) -> Iterator[Call]:
+    """An activation whose outputs are looked at, and outputs that are there."""
+    for name, shape in product(("outputs", *ACTIVATIONS), OBSERVED_SHAPES):
+        record = FUNCTIONS.get(name)
+        formula, slopes = None, [None]
+        if record is not None and name != "linear":
+            formula = record.forward.formula
+            slopes = {"leaky_relu": [0.5], "prelu": [new((shape[1],)), new((1,))]}.get(name, [None])
+        for slope in slopes:
+            x, y = new(shape), None if record is None else new(shape)
+            bounds = FUNCTIONS["tanh"].saturated if record is None else record.saturated
+            moments, alive = new((5,), np.dtype(np.float64)), new((shape[1],), np.dtype(np.uint8))
+            args = (formula, x, y, slope, bounds, moments, alive, executor.empty)
+            yield f"{name} observed", partial(executor.backend.observe, *args)
 
 
 def fused(executor: Executor, activation: str, new: Callable[..., Any]) -> Iterator[Call]:

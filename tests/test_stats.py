@@ -44,6 +44,7 @@ SHAPES = {
     "bits across bytes": (5, 33, 49),
     "bits of one unit a byte": (36, 4, 8),
     "rows that meet two units": (2, 3, 1400),
+    "packs that meet two units": (2, 3, 1401),
     "one unit": (1, 1, 5000),
     "rows of one unit": (3, 2, 512),
 }
@@ -145,7 +146,9 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("shape", ((45, 24, 1), (3, 5, 700)), ids=("columns", "runs"))
+@pytest.mark.parametrize(
+    "shape", ((45, 24, 1), (3, 5, 700), (2, 3, 701)), ids=("columns", "runs", "odd runs")
+)
 @pytest.mark.parametrize("case", FORMULAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_formula(executor, dtype, case, shape):
@@ -169,7 +172,9 @@ def test_every_formula(executor, dtype, case, shape):
     assert found.y.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("shape", ((45, 24, 1), (3, 5, 700)), ids=("columns", "runs"))
+@pytest.mark.parametrize(
+    "shape", ((45, 24, 1), (3, 5, 700), (2, 3, 701)), ids=("columns", "runs", "odd runs")
+)
 def test_outputs_that_are_there(executor, shape):
     y = np.tanh(outputs(shape, "float32"))
     for name in ("tanh", "relu", "linear"):

@@ -1,9 +1,9 @@
 """How a GPU goes through (outer, units, inner) in memory to tell what each unit is like.
 
-Memory is cut into rows, and those into tiles of ROWS rows and a warp's wide access of columns. A
-program takes `chunk` rows of one column of tiles and leaves five numbers, and bits that say in
-which columns, or runs, an element was alive. All of it follows from the shape and the width of an
-access: the same sums in the same order every time.
+Memory is cut into rows, and those into columns of a warp's wide access. A program takes `chunk`
+rows of one column and leaves five numbers, and bits that say in which columns, or runs, an element
+was alive. All of it follows from the shape and the width of an access: the same sums in the same
+order every time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import lcm
 
 WARP = 32  # threads, whose packs lie side by side: 512 bytes of whole packs
-# Rows of a tile, 16 KiB: what a program leaves is then 0.3 % of what it moves, bits included.
+# Rows of a program at least, 16 KiB: what it leaves, bits included, is 0.3 % of what it moves then.
 ROWS = 32
 # Programs wanted at most: eight for each place of an H100's SMs; more would leave more to merge.
 PROGRAMS = 8 * 264

@@ -13,7 +13,7 @@ from math import gcd, nan, prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from .tiles import ROWS, WARP, tiles
+from .tiles import WARP, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 NARROW = 2**31  # elements whose offsets fit into 32 bits: a 64-bit division is a subroutine
 PERIOD = 2**31  # entries times elements in a run of each, of a parameter, that do
 CAPABILITY = (8, 0)  # the oldest GPUs supported; bfloat16 arithmetic begins there
-# Every kernel is compiled with these. Left to itself, ptxas spills a register or two to fit one
-# block more; 255 is the most a thread can have, and 8 warps of them fit into a GPU's 65536.
-OPTIONS = {"enable_fp_fusion": True, "maxnreg": 255}
+# Every kernel is compiled with this, and told how many registers it may take. Left to itself, ptxas
+# spills one or two to fit one block more; 255 is the most a thread can have (`Plan.registers`), and
+# 8 warps of them fit into a GPU's 65536.
+OPTIONS = {"enable_fp_fusion": True}
 REGISTERS = 65536  # of an SM; ptxas would give a block of 16 warps more than it has
 SECTOR = 32  # bytes that memory is read and written by
 
@@ -104,12 +105,13 @@ class Plan:
     numbers: tuple[int | None, ...] = ()  # the parameters before them
     device: int = -1
     ctas: int = 1  # blocks of each program: a cluster
+    registers: int = 255  # of a thread at most
     compiled: Any = None
 
 
 def options(plan: Plan) -> dict[str, Any]:
     """What a kernel is compiled with, its constexprs apart."""
-    registers = min(OPTIONS["maxnreg"], REGISTERS // (32 * plan.warps))
+    registers = min(plan.registers, REGISTERS // (32 * plan.warps))
     return {"num_warps": plan.warps, "num_ctas": plan.ctas, **OPTIONS, "maxnreg": registers}
 
 
@@ -882,7 +884,7 @@ def _observing(
     if parameter is not None and not isinstance(parameter, float):
         kind = "element" if parameter.numel() == 1 else "units"
     dtype = _compute(x.dtype)
-    index = _index((cut.rows + ROWS) * cut.pitch)
+    index = _index((cut.rows + cut.chunk) * cut.pitch)
     pass_over = Plan(
         stats.observe,
         (cut.across, cut.chunks, 1),
@@ -890,16 +892,17 @@ def _observing(
             "FORMULA": formula and getattr(kernels.formulas, formula),
             "P": kind,
             "SATURATES": saturates,
-            "RUNS": cut.runs,
+            "RUNS": None if not cut.runs else "any" if inner % cut.pack else "packs",
             "INDEX": index,
             "DTYPE": _triton_dtype(dtype),
-            "ROWS": ROWS,
+            "ROWS": stats.ROWS,
             "WARP": WARP,
             "PACK": cut.pack,
         },
         stats.WARPS,
         (size, cut.pitch, cut.rows, cut.chunk, units, inner, cut.programs),
         device,
+        registers=stats.REGISTERS[dtype],
     )
     fold = Plan(
         stats.fold,

@@ -2,16 +2,21 @@
 
 `observe` goes through tiles (gpuact/backends/tiles.py says how memory is cut) and leaves for each
 program count, mean, Σ (y − mean)², zeros and saturated elements of what it saw, and bits: where an
-element was alive, which is not saturated. `fold` adds these onto what is known already. Means are
-taken of a tile first, then squares about it, so nothing cancels; and nothing is atomic.
+element was alive, which is not saturated. `fold` adds these onto what is known already. The mean is
+a pack's first, with squares about it, so nothing cancels; packs at the same place of tiles are
+merged in a thread, and threads once, at a program's end. Nothing is atomic.
 """
 
 import triton
 import triton.language as tl
 
-from .formulas import rounded
+from .formulas import reciprocal, rounded
 
-WARPS = 8  # a tile is 16 KiB: 64 bytes a thread on their way
+ROWS = 16  # looked at together: a tile of 8 KiB, 32 bytes a thread on their way
+WARPS = 8
+# Of a thread: three blocks share an SM then, 24 KiB on their way, and one loads while another adds
+# up. Left to itself a half type's takes 110, and with 64 some spill.
+REGISTERS = {"float32": 80, "float64": 128}
 ENTRIES, LANES = 8, 128  # of `fold`: units, and what each has, that are looked at together
 MERGE = 1024  # programs' numbers that are added up together
 FOLD_WARPS = 4
@@ -26,21 +31,6 @@ def begins(array, offset, PACK: tl.constexpr):
     """Pointers whose packs are of one access. Triton does not see that through a pitch."""
     size: tl.constexpr = array.dtype.element_ty.primitive_bitwidth // 8
     return tl.multiple_of(array + offset, [1, 1, PACK * size])
-
-
-@triton.jit
-def merged(n, mean, m2, n_b, mean_b, m2_b):
-    """Count, mean and Σ (y − mean)² of both (Chan, Golub and LeVeque 1979).
-
-    Not mean + (mean_b - mean)·share: of two infinities that would make a NaN.
-    """
-    total = n + n_b
-    share, share_b = n / total, n_b / total
-    apart = mean_b - mean
-    both = m2 + m2_b + apart * apart * (n * share_b)
-    mean = tl.where(n_b == 0, mean, tl.where(n == 0, mean_b, mean * share + mean_b * share_b))
-    m2 = tl.where(n_b == 0, m2, tl.where(n == 0, m2_b, both))
-    return total, mean, m2
 
 
 @triton.jit(do_not_specialize=["p", "low", "high", "size", "pitch", "rows", "chunk", "units",
@@ -64,7 +54,7 @@ def observe(
     FORMULA: tl.constexpr,  # None: y = x
     P: tl.constexpr,  # None, or a "number", an array's only "element", or one of "units"
     SATURATES: tl.constexpr,  # None, or "below" low, or "outside" of low and high
-    RUNS: tl.constexpr,
+    RUNS: tl.constexpr,  # None, or a unit's run is of whole "packs", or of "any" elements
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -73,76 +63,95 @@ def observe(
 ):
     COLUMNS: tl.constexpr = WARP * PACK
     tile, part = tl.program_id(0), tl.program_id(1)
-    begin = tile * COLUMNS + tl.arange(0, WARP)[None, :, None] * PACK  # of packs
+    begin = tile.to(INDEX) * COLUMNS + tl.arange(0, WARP)[None, :, None] * PACK  # of packs
     column = begin + tl.arange(0, PACK)[None, None, :]
     if P == "number":
         p = tl.full((1, 1, 1), p, DTYPE)
     elif P == "element":
         p = tl.load(p_array).to(DTYPE)
-    elif P == "units" and not RUNS:
+    elif P == "units" and RUNS is None:
         p = tl.load(p_array + column // inner % units).to(DTYPE)
     low = tl.full((1, 1, 1), low, DTYPE)
     high = tl.full((1, 1, 1), high, DTYPE)
 
-    n = tl.full((), 0, DTYPE)
-    mean, m2, zeros, saturated = n, n, n, n
+    n = tl.zeros((ROWS, WARP), DTYPE)  # of what lay in this place of each tile
+    mean, m2 = n, n
+    counts = tl.zeros((ROWS, WARP), tl.int32)
     least = tl.full((ROWS, WARP, PACK), ALL, tl.int32)
     first = part * chunk
     for row in range(first, tl.minimum(first + chunk, rows), ROWS):
         r = row + tl.arange(0, ROWS)[:, None, None]
         from_row = r.to(INDEX) * pitch
-        last = pitch.to(INDEX) * (row + ROWS - 1) + (tile + 1) * COLUMNS
-        if (last <= size) & ((tile + 1) * COLUMNS <= pitch):  # all of it is there
+        end = (tile + 1).to(INDEX) * COLUMNS
+        if (end <= pitch) & (pitch.to(INDEX) * (row + ROWS - 1) + end <= size):  # it is all there
             y, found, least = look(
-                x, out, from_row, column, None, p, p_array, low, high, units, inner, flags, row,
-                rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
+                x, out, from_row, begin, column, None, p, p_array, low, high, units, inner, flags,
+                row, rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
             )  # fmt: skip
-            n_b = tl.full((), ROWS * COLUMNS, DTYPE)
-            mean_b = total(y) / n_b
-            apart = y - mean_b
+            n, mean, m2 = merged(n, mean, m2, y, PACK)
+            counts += tl.sum(found, 2)
         else:
             mask = (r < rows) & (begin < pitch) & (from_row + begin < size)
             y, found, least = look(
-                x, out, from_row, column, mask, p, p_array, low, high, units, inner, flags, row,
-                rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
+                x, out, from_row, begin, column, mask, p, p_array, low, high, units, inner, flags,
+                row, rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
             )  # fmt: skip
-            n_b = total(mask.to(tl.int32) * PACK).to(DTYPE)
-            mean_b = total(tl.where(mask, y, 0.0)) / tl.maximum(n_b, 1.0)
-            apart = tl.where(mask, y - mean_b, 0.0)
-            found = tl.where(mask, found, 0)
-        n, mean, m2 = merged(n, mean, m2, n_b, mean_b, total(apart * apart))
-        counts = total(found)
-        zeros += (counts & 0xFFFF).to(DTYPE)
-        saturated += (counts >> 16).to(DTYPE)
+            n_b, mean_b, m2_b = merged(n, mean, m2, tl.where(mask, y, 0.0), PACK)
+            there = tl.max(mask.to(tl.int32), 2) > 0
+            n = tl.where(there, n_b, n)
+            mean = tl.where(there, mean_b, mean)
+            m2 = tl.where(there, m2_b, m2)
+            counts += tl.sum(tl.where(mask, found, 0), 2)
 
-    if SATURATES is not None and not RUNS:
+    if SATURATES is not None and RUNS is None:
         lives = (tl.min(least, 0) < BEYOND).to(tl.int32)
         octets = tl.reshape(lives, (COLUMNS // 8, 8)) << tl.arange(0, 8)[None, :]
         place = (part * tl.num_programs(0) + tile) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
         tl.store(flags + place, tl.sum(octets, 1).to(tl.uint8))
+    count = total(n)
+    mean_of_all = total(n * mean) / tl.maximum(count, 1.0)
     parts += part * tl.num_programs(0) + tile
-    tl.store(parts, n)
-    tl.store(parts + programs, mean)
-    tl.store(parts + 2 * programs, m2)
-    tl.store(parts + 3 * programs, zeros)
-    tl.store(parts + 4 * programs, saturated)
+    tl.store(parts, count)
+    tl.store(parts + programs, mean_of_all)
+    tl.store(parts + 2 * programs, total(m2 + squares(n, mean, mean_of_all)))
+    tl.store(parts + 3 * programs, total(counts & (BEYOND - 1)).to(DTYPE))
+    tl.store(parts + 4 * programs, total(counts // BEYOND).to(DTYPE))
+
+
+@triton.jit
+def merged(n, mean, m2, y, PACK: tl.constexpr):
+    """Count, mean and Σ (y − mean)² of each place with one pack more, by Chan, Golub and LeVeque.
+
+    Not mean + (mean_b − mean)·share: of two infinities that would make a NaN.
+    """
+    mean_b = tl.sum(y, 2) / PACK
+    apart = y - mean_b[:, :, None]
+    m2_b = tl.sum(apart * apart, 2)
+    if n.dtype == tl.float64:
+        share = PACK / (n + PACK)
+    else:
+        share = PACK * reciprocal(n + PACK)
+    between = mean_b - mean
+    m2 += m2_b + between * between * (n * share)
+    return n + PACK, mean * (1 - share) + mean_b * share, m2
 
 
 @triton.jit
 def look(
-    x, out, from_row, column, mask, p, p_array, low, high, units, inner, flags, row, rows, least,
-    FORMULA: tl.constexpr, P: tl.constexpr, SATURATES: tl.constexpr, RUNS: tl.constexpr,
+    x, out, from_row, begin, column, mask, p, p_array, low, high, units, inner, flags, row, rows,
+    least, FORMULA: tl.constexpr, P: tl.constexpr, SATURATES: tl.constexpr, RUNS: tl.constexpr,
     DTYPE: tl.constexpr, ROWS: tl.constexpr, PACK: tl.constexpr,
 ):  # fmt: skip
     """(y, 1 where it is 0 and BEYOND where it is saturated, the least of that in each place)"""
     STORED: tl.constexpr = x.dtype.element_ty
     y = tl.load(begins(x, from_row + column, PACK), mask=mask).to(DTYPE)
-    if RUNS:  # a row meets two: `here`, and from `end` on the one behind it
+    if RUNS is not None:  # a row meets two: `here`, and from `end` on the one behind it
         here = from_row // inner
         end = (here + 1) * inner - from_row
+        first = begin if RUNS == "packs" else column
         if P == "units":
             p = tl.load(p_array + here % units)
-            p = tl.where(column < end, p, tl.load(p_array + (here + 1) % units)).to(DTYPE)
+            p = tl.where(first < end, p, tl.load(p_array + (here + 1) % units)).to(DTYPE)
     if FORMULA is not None:
         if P is None:
             y = FORMULA(y, STORED)
@@ -161,11 +170,19 @@ def look(
         here_least = found
         if mask is not None:
             here_least = tl.where(mask, found, ALL)
-        if RUNS:
-            before = least_of_row(tl.where(column < end, here_least, ALL)) < BEYOND
-            behind = least_of_row(tl.where(column < end, ALL, here_least)) < BEYOND
+        if RUNS is not None:
+            if RUNS == "packs":
+                lives = tl.min(here_least, 2) < BEYOND
+                before = tl.max((first < end).to(tl.int32), 2) > 0
+                behind = lives & (before == 0)
+                before = lives & before
+            else:
+                before = tl.min(tl.where(first < end, here_least, ALL), 2) < BEYOND
+                behind = tl.min(tl.where(first < end, ALL, here_least), 2) < BEYOND
+            lanes = tl.sum(tl.where(before, 1, 0) + tl.where(behind, 256, 0), 1)  # up to 32 each
+            code = tl.where(lanes % 256 > 0, 1, 0) + tl.where(lanes > 255, 2, 0)
             i = row + tl.arange(0, ROWS)
-            tl.store(flags + i, tl.where(before, 1, 0) + tl.where(behind, 2, 0), mask=i < rows)
+            tl.store(flags + i, code.to(tl.uint8), mask=i < rows)
         else:
             least = tl.minimum(least, here_least)
     return y, found, least
@@ -173,13 +190,14 @@ def look(
 
 @triton.jit
 def total(x):
-    """The sum of a tile; within a thread first."""
-    return tl.sum(tl.sum(tl.sum(x, 2), 0), 0)
+    return tl.sum(tl.sum(x, 0), 0)
 
 
 @triton.jit
-def least_of_row(x):
-    return tl.min(tl.min(x, 2), 1)
+def squares(n, mean, mean_of_all):
+    """What parts' distances add to Σ (y − mean)²: nothing where one is empty."""
+    apart = mean - mean_of_all
+    return tl.where(n == 0, 0.0, n * apart * apart)
 
 
 @triton.jit(do_not_specialize=["programs", "chunks", "stride", "outer", "units", "inner",
@@ -231,7 +249,8 @@ def fold(
                 for start in range(0, chunks * slots, LANES):
                     k = start + lane
                     slot = k % slots
-                    begin = slot // longest * (units * inner) + group * (TOGETHER * inner)
+                    period = units.to(INDEX) * inner
+                    begin = slot // longest * period + group * (TOGETHER * inner)
                     octet = begin // 8 + slot % longest
                     behind = octet * 8 + 8 - (begin + TOGETHER * inner)  # bits of the next
                     mask = here & (k < chunks * slots) & (octet < stride) & (behind < 8)
@@ -281,10 +300,3 @@ def add_up(parts, moments, programs, MERGE: tl.constexpr):
     tl.store(moments + 2, tl.sum(m2, 0))
     tl.store(moments + 3, tl.sum(zeros, 0))
     tl.store(moments + 4, tl.sum(saturated, 0))
-
-
-@triton.jit
-def squares(n, mean_of_part, mean):
-    """What a part's distance adds to Σ (y − mean)²: nothing where the part is empty."""
-    apart = mean_of_part - mean
-    return tl.where(n == 0, 0.0, n * apart * apart)
