@@ -258,8 +258,9 @@ def statistics(
     """
     saturated = is_saturated(y, low, high)
     mean = y.mean()
-    m2 = np.square(y - mean).sum()
-    numbers = y.size, mean, m2, y.size - np.count_nonzero(y), np.count_nonzero(saturated)
+    apart = y - mean
+    m2 = np.square(apart, out=apart).sum()
+    numbers = y.size, mean, m2, np.count_nonzero(y == 0), np.count_nonzero(saturated)
     return cast(Any, tuple(map(float, numbers))), np.asarray(~saturated.all((0, 2)))
 
 

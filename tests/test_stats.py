@@ -8,6 +8,7 @@ additions and merges that an element goes through.
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -193,6 +194,18 @@ def test_programs_of_several_tiles(executor, name, shape, monkeypatch):
     assert cut.chunk > tiles.ROWS
     bounds = FUNCTIONS[name].saturated
     check(observe(executor, None if name == "linear" else name, x, None, bounds), bounds)
+
+
+@pytest.mark.parametrize("shape", ((45, 24, 1), (2, 3, 701)), ids=("columns", "runs"))
+def test_offsets_of_64_bits(executor, shape, monkeypatch):
+    """As of arrays of 2³¹ elements and more."""
+    if executor.name.startswith("triton"):
+        monkeypatch.setattr(executor.backend, "NARROW", 0)
+    if executor.name.startswith("cupy"):
+        monkeypatch.setattr(import_module("gpuact.kernels.cupy.stats"), "NARROW", 0)
+    x = outputs(shape, "float32")
+    slopes = PARAMETERS["one a unit"](x)
+    check(observe(executor, "leaky_relu", x, slopes, RELU), RELU)
 
 
 @pytest.mark.parametrize("special", ([np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from math import gcd
 from operator import itemgetter
 from threading import Lock
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import numpy as np
 
 from ..fusion import Fusion
 from ..scores import Scores
+from .tiles import tiles
 
 Array = Any  # cupy.ndarray: CuPy has no types, and may not be there
 Empty = Callable[[tuple[int, ...], str], Array]
@@ -150,7 +152,7 @@ def capability() -> int:
 @cache
 def _kernels() -> Any:
     """The modules of kernels, once CuPy is asked for: an import by each call takes 1 µs."""
-    from ..kernels.cupy import cross_entropy, elementwise, fused, reduce, rows, softmax
+    from ..kernels.cupy import cross_entropy, elementwise, fused, reduce, rows, softmax, stats
 
     return SimpleNamespace(
         cross_entropy=cross_entropy,
@@ -159,6 +161,7 @@ def _kernels() -> Any:
         reduce=reduce,
         rows=rows,
         softmax=softmax,
+        stats=stats,
     )
 
 
@@ -235,7 +238,7 @@ def _run(
     launch_elementwise(kernel, (*arrays, out), (*floats, *numbers, *more), size)
 
 
-# -- rows, and sums -------------------------------------------------------------------------------
+# -- rows, sums, statistics -----------------------------------------------------------------------
 
 
 class Scratch(NamedTuple):
@@ -335,6 +338,37 @@ def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> N
     else:  # by way of copies, maybe
         for launch in module.launches(formula, arrays, out, empty):
             launch_raw(*launch)
+
+
+def observe(
+    formula: str | None,
+    x: Array,
+    out: Array | None,
+    parameter: Array | float | None,
+    bounds: tuple[float | None, float | None],
+    moments: Array,
+    alive: Array,
+    empty: Empty,
+) -> None:
+    """out = formula(x, parameter), and what it is like: counted onto moments, noted in alive.
+
+    x and out are (outer, units, inner), contiguous.
+    """
+    number, array = (parameter, None) if isinstance(parameter, float) else (0.0, parameter)
+
+    def make(own: Sequence[Any], empty: Empty) -> Iterable[Any]:
+        x, out, array, *known = own
+        outer, units, inner = x.shape
+        places = [address(each) // x.itemsize for each in (x, out) if each is not None]
+        cut = tiles(outer, units, inner, gcd(16 // x.itemsize, x.size, *places))
+        given = float(parameter) if isinstance(parameter, float) else array
+        launches: Iterable[Any] = _kernels().stats.launches(
+            formula, x, out, given, bounds, *known, cut, empty
+        )
+        return launches
+
+    kind = "observe", formula, bounds, isinstance(parameter, float)
+    _launch(kind, (x, out, array, moments, alive), (float(number),), make, empty)
 
 
 def rows(
