@@ -191,6 +191,60 @@ class Chain(Case):
         return self.backward or self.dropout > 0
 
 
+@dataclass(frozen=True)
+class Watched(Case):
+    """Statistics of an activation's outputs: `activation_with_stats`, which computes them, or
+    `activation_stats` of those that are there. A unit is a column."""
+
+    activation: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.function} {self.activation} {self.dtype} {'×'.join(map(str, self.shape))}"
+
+    @property
+    def suite(self) -> str:
+        return "stats"
+
+    @property
+    def base(self) -> str:
+        return self.activation
+
+    @property
+    def plain(self) -> Case:
+        """The activation alone."""
+        return Case(self.activation, self.dtype, self.shape)
+
+    @property
+    def computes(self) -> bool:
+        return self.function == "activation_with_stats"
+
+    @property
+    def arrays(self) -> int:
+        return 1 + self.computes
+
+    @property
+    def public(self) -> Callable[..., Any]:
+        """What is kept on the device is the result: to read a figure would wait for it."""
+
+        def with_stats(x: Array) -> tuple[Array, Any]:
+            y, stats = gpuact.activation_with_stats(x, self.activation)
+            return y, stats.moments
+
+        def of_outputs(y: Array) -> Any:
+            return gpuact.activation_stats(y, self.activation).moments
+
+        return with_stats if self.computes else of_outputs
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("x",) if self.computes else ("y",)
+
+    @property
+    def whole(self) -> bool:
+        return True  # moments are of all elements
+
+
 # -- the arrays -----------------------------------------------------------------------------------
 
 
@@ -217,12 +271,11 @@ def _parameter(name: str, case: Case) -> Array:
 
 def _output(case: Case, x: Repeated) -> Array | Repeated:
     """The y of x: only the numbers, or the rows, that are repeated need computing."""
-    few = (min(RANDOM, math.prod(case.shape)),)
-    if case.record.kind != "elementwise":
-        few = _few_rows(case)
+    of_rows = case.record.kind != "elementwise"
+    few = _few_rows(case) if of_rows else (min(RANDOM, math.prod(case.shape)),)
     with gpuact.using("numpy"):
         function = getattr(gpuact, case.base)
-        if case.whole:
+        if of_rows and case.whole:
             return np.asarray(function(x.whole(), **case.options))
         y = function(np.resize(x.base, few), **case.options)
     return Repeated(y.reshape(-1), case.shape)

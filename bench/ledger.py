@@ -20,6 +20,7 @@ from gpuact.catalogue import FUNCTIONS
 
 from . import words
 from .result import RESULTS, Result, Unreadable, kernel_hashes, read
+from .result import files as files_of
 from .suite import Row
 
 BACKENDS = ("cupy", "triton")
@@ -93,7 +94,7 @@ def kernels() -> dict[str, str]:
             if f"{name}_".startswith(f"{base}_"):
                 sums = record is not None and record.sums and name.endswith("_backward")
                 found[name] = "fused" if record is None or sums else record.kind
-    return found
+    return found | dict.fromkeys(("activation_with_stats", "activation_stats"), "stats")
 
 
 # -- drawing it -----------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def draw(folder: Path = RESULTS, hashes: Mapping[str, str] | None = None) -> Led
     """Of the results that lie there. Whatever else does is passed over, in a sentence."""
     files: dict[str, Result] = {}
     passed_over = []
-    for path in sorted(folder.glob("*.json")):
+    for path in files_of(folder):
         try:
             result = read(path)
         except Unreadable as error:

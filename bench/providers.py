@@ -24,7 +24,7 @@ import numpy as np
 import gpuact
 from gpuact.libraries import HALF, numpy_dtype
 
-from .cases import Case, Chain
+from .cases import Case, Chain, Watched
 from .tables import DROPPED, EVERYTHING, GATED, OUT, PLAIN, RECORDED, SCALED
 
 Array = Any
@@ -65,6 +65,51 @@ def numbers(case: Case) -> list[Any]:
     """The options of an elementwise function, in the case's dtype: a Python float would widen the
     result."""
     return [numpy_dtype(case.dtype).type(value) for value in case.options.values()]
+
+
+# -- what is watched, by others -------------------------------------------------------------------
+
+
+def _saturated(case: Watched) -> Function:
+    """Whether y is as good as constant there, as people write it. Bounds are the outermost numbers
+    of the dtype that are within: what compares a half type would round any other to one of it."""
+    dtype = numpy_dtype(case.dtype)
+    compute = np.dtype("float32" if case.dtype in HALF else dtype)
+
+    def bound(value: float, sign: int) -> float:
+        value = float(compute.type(value))
+        near = dtype.type(value)
+        within = sign * float(near) >= sign * value
+        return float(near if within else np.nextafter(near, dtype.type(sign * math.inf)))
+
+    low, high = case.record.saturated
+    below = bound(low, -1)
+    if high is None:
+        return lambda y: y <= below
+    above = bound(high, 1)
+    return lambda y: (y <= below) | (y >= above)
+
+
+def _watching(
+    case: Watched,
+    activation: Function,
+    seen: Function,
+    compiled: Callable[[Function], Function] = lambda function: function,
+) -> Function:
+    """`activation`, and `seen` of its outputs: their moments, and which units are dead. gpuact
+    finds these too, so no compiler may leave them out; but they are not compared."""
+
+    def watched(x: Array) -> tuple[Array, ...]:
+        y = activation(x)
+        return y, *seen(y)
+
+    run = compiled(watched if case.computes else seen)
+
+    def without_the_dead(x: Array) -> tuple[Array, ...]:
+        *found, _ = run(x)
+        return tuple(found)
+
+    return without_the_dead
 
 
 # -- NumPy and SciPy ------------------------------------------------------------------------------
@@ -192,7 +237,25 @@ def _spelled(table: Mapping[str, S], case: Case) -> S | None:
     return table.get(case.function)
 
 
+def _numpy_watched(case: Watched) -> Function:
+    saturated = _saturated(case)
+    activation = _numpy(case.plain)
+    assert activation is not None
+
+    def seen(y: Array) -> tuple[Array, Array]:
+        if case.dtype in HALF:  # whose sums overflow, or round at every step
+            y = y.astype(np.float32)
+        beyond = saturated(y)
+        squares = float(y.var()) * y.size
+        told = y.size, y.mean(), squares, np.count_nonzero(y == 0), np.count_nonzero(beyond)
+        return np.array(told, np.float64), beyond.all(0)
+
+    return _watching(case, activation, seen)
+
+
 def _numpy(case: Case) -> Function | None:
+    if isinstance(case, Watched):
+        return _numpy_watched(case)
     function = _spelled(NUMPY, case)
     if function is None or case.dtype != "bfloat16":
         return function
@@ -384,7 +447,25 @@ def _pulled_back(case: Chain, chain: Function) -> Function:
     return backward
 
 
+def _torch_watched(case: Watched, compiled: Callable[[Function], Function] | None) -> Function:
+    import torch
+
+    saturated = _saturated(case)
+
+    def seen(y: Array) -> tuple[Array, Array]:
+        beyond = saturated(y)
+        var, mean = torch.var_mean(y, correction=0)  # of half types rounded, but read once
+        count = torch.full_like(mean, y.numel(), dtype=torch.float64)
+        told = count, mean, var.double() * y.numel(), (y == 0).sum(), beyond.sum()
+        return torch.stack(told), beyond.all(0)
+
+    activation = _torch_functions()[case.activation]
+    return _watching(case, activation, seen, *(compiled,) if compiled else ())
+
+
 def _torch(case: Case, compiled: Callable[[Function], Function] | None = None) -> Function | None:
+    if isinstance(case, Watched):
+        return _torch_watched(case, compiled)
     if isinstance(case, Chain):
         chain = _torch_chains()[case.text]
         if case.backward:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import gpuact
 
@@ -32,6 +32,7 @@ from .suite import Row
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 SCHEMA = 2
+CLAIMS = "-claims.json"  # how other names end there: claims/record.py reads these
 
 R = TypeVar("R")
 
@@ -177,33 +178,59 @@ def text(result: Result) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def path_of(result: Result, folder: Path) -> Path:
+class Dated(Protocol):
+    """What a file is named for."""
+
+    @property
+    def time(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+
+def path_of(result: Dated, folder: Path) -> Path:
     stamp = result.time.replace(":", "").replace("-", "").partition("+")[0]
     device = re.sub("[^a-z0-9]+", "-", result.device.lower()).strip("-")
     return folder / f"{stamp}-{device}-{result.settings['suite']}.json"
 
 
-def write(result: Result, path: Path) -> None:
+def put(text: str, path: Path) -> None:
     """Whole or not at all: who is killed while writing leaves the file that was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    draft.write_text(text(result), encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
+
+
+def write(result: Result, path: Path) -> None:
+    put(text(result), path)
+
+
+def files(folder: Path) -> list[Path]:
+    """Where results may lie; claims are not among them."""
+    return [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(CLAIMS)]
+
+
+def committed_paths(folder: Path) -> list[Path]:
+    """All that git knows there, results and claims; without git, whatever lies there."""
+    known = _git("ls-files", "--", str(folder))
+    names = None if known is None else {Path(line).name for line in known.splitlines()}
+    return [path for path in sorted(folder.glob("*.json")) if names is None or path.name in names]
 
 
 def committed(folder: Path = RESULTS) -> list[Result]:
     """The results that git knows there, the oldest first, without samples; without git, all."""
-    known = _git("ls-files", "--", str(folder))
-    names = None if known is None else {Path(line).name for line in known.splitlines()}
-    paths = [path for path in sorted(folder.glob("*.json")) if names is None or path.name in names]
-    found = [read(path) for path in paths]
+    known = committed_paths(folder)
+    found = [read(path) for path in files(folder) if path in known]
     return sorted((r for r in found if not r.sample), key=lambda result: result.time)
 
 
 # -- what is measured, and where ------------------------------------------------------------------
 
 # The sources behind each kernel: a GPU result speaks for these and no others. `rows` is softmax and
-# log_softmax, `fused` the chains and every backward that sums for a parameter.
+# log_softmax, `fused` the chains and every backward that sums for a parameter, `stats` what outputs
+# are like.
 _SHARED_CUPY = ("cupy/__init__.py", "cupy/compute.cuh", "cupy/formulas.cuh")
 _ROWS_CUPY = (
     *_SHARED_CUPY,
@@ -212,6 +239,7 @@ _ROWS_CUPY = (
 )
 _SUMS_CUPY = ("cupy/reduce.py", "cupy/reduce.cuh")
 _ELEMENTWISE_CUPY = (*_SHARED_CUPY, "cupy/elementwise.py", "cupy/packs.cuh")
+_FUSED_CUPY = ("cupy/fused.cuh", "cupy/philox.cuh")
 _ELEMENTWISE_TRITON = ("triton/formulas.py", "triton/elementwise.py")
 _ROWS_TRITON = (*_ELEMENTWISE_TRITON, "triton/rows.py")
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -219,8 +247,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "cupy fused": (
         *_ELEMENTWISE_CUPY,
         *_SUMS_CUPY,
-        *(f"cupy/{name}" for name in ("fused.py", "fused.cuh", "fused_backward.cuh")),
-        *(f"cupy/{name}" for name in ("philox.cuh", "merge.cuh")),
+        *_FUSED_CUPY,
+        *(f"cupy/{name}" for name in ("fused.py", "fused_backward.cuh", "merge.cuh")),
     ),
     "cupy rows": (*_ROWS_CUPY, "cupy/softmax.py", "cupy/softmax.cuh"),
     "cupy loss": (
@@ -229,10 +257,16 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *(f"cupy/{name}" for name in ("cross_entropy.py", "cross_entropy.cuh")),
         "cupy/target_weight.cuh",
     ),
+    "cupy stats": (
+        *_ELEMENTWISE_CUPY,
+        *_FUSED_CUPY,  # a parameter is spelled there
+        *(f"cupy/{name}" for name in ("stats.py", "stats.cuh", "fold.cuh")),
+    ),
     "triton elementwise": _ELEMENTWISE_TRITON,
     "triton fused": (*_ROWS_TRITON, "triton/fused.py"),  # sums into one number run in rows.py
     "triton rows": (*_ROWS_TRITON, "triton/softmax.py"),
     "triton loss": (*_ROWS_TRITON, "triton/cross_entropy.py"),
+    "triton stats": (*_ELEMENTWISE_TRITON, "triton/stats.py"),
 }
 
 

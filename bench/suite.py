@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 import gpuact
+from gpuact.stats import MOMENTS
 
-from .cases import Case, Chain, sources, whole
+from .cases import Case, Chain, Watched, sources, whole
 from .measure import Calls, Host, Repeated, Replayed, Timing, Unwaited, interleaved, rotated
 from .providers import Provider, in_a_line
 from .tables import COPY
@@ -35,7 +36,8 @@ Contenders = Mapping[str, tuple[Host, Calls]]
 TOLERANCE = {"float16": 2**-7, "bfloat16": 2**-4, "float32": 2**-14, "float64": 2**-44}
 
 # A rival that computes a chain step by step rounds to the dtype after each, and 1 − y² of a y that
-# was rounded may then be far off where y is near 1: so large a share of its values may be.
+# was rounded may then be far off where y is near 1: so large a share of its values may be. So many
+# elements may be counted otherwise by a compiler that looks at y as it was before it was rounded.
 STRAY = {"float16": 1e-3, "bfloat16": 1e-3}
 
 # Elements compared; of larger arrays every k-th row, the last one included: as many as the host
@@ -65,7 +67,7 @@ class Row:
     bytes_per_second: float = 0
     share_of_copy: float = 0  # of the rate at which a copy of as many bytes ran beside it
     note: str = ""  # of how it was checked or timed
-    suite: str = ""  # elementwise, rows, loss, fused or cpu
+    suite: str = ""  # elementwise, rows, loss, fused or stats
     function: str = ""
     dtype: str = ""
     shape: tuple[int, ...] = ()
@@ -206,6 +208,23 @@ def mistake_but_for_the_mask(
     return None
 
 
+def mistake_in_stats(
+    case: Case, outputs: Outputs, expected: Outputs, stray: float = 0.0
+) -> str | None:
+    """`mistake`, with each of the moments by itself: they are of very different sizes. Counts are
+    exact, but for a share of `stray` of all elements."""
+    found = _shapes(case, outputs, expected) or mistake(case, outputs[:-1], expected[:-1])
+    if found is not None:
+        return found
+    moments = zip(MOMENTS, outputs[-1], expected[-1], strict=True)
+    for name, got, want in moments:
+        counts = name not in ("mean", "m2")
+        off = stray * math.prod(case.shape)
+        if not abs(got - want) <= off if counts else _far(case, got, want):
+            return f"{name}: {float(got):.6g} came, {float(want):.6g} is expected"
+    return None
+
+
 def failed(error: Exception) -> tuple[Status, str]:
     """Whatever a rival dies of is a row, not the end of the run."""
     return "failed", in_a_line(error)
@@ -239,11 +258,14 @@ def checked(
 
 def _judge(case: Case, provider: Provider, arrays: Arrays) -> tuple[Callable[..., str | None], str]:
     """Who looks at a provider's results, and what there is to say about that."""
+    stray = 0.0 if provider.backend else STRAY.get(case.dtype, 0)
+    if isinstance(case, Watched):
+        return partial(mistake_in_stats, stray=stray), ""
     if provider.backend or not isinstance(case, Chain):
         return mistake, ""
     if case.dropout:
         return partial(mistake_but_for_the_mask, arrays=arrays), OWN_MASK
-    return partial(mistake, stray=STRAY.get(case.dtype, 0)), ""
+    return partial(mistake, stray=stray), ""
 
 
 def _copies(case: Case, place: Host, x: Array | Repeated, held: Iterable[Sequence[Any]]) -> Calls:

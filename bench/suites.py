@@ -11,7 +11,16 @@ import gpuact
 from . import in_torch, tables
 from .cases import Case
 from .digits import HIDDEN
-from .goals import CALL_GOALS, GOALS, Goal, elementwise_goals, fused_goals, loss_goals, rows_goals
+from .goals import (
+    CALL_GOALS,
+    GOALS,
+    Goal,
+    elementwise_goals,
+    fused_goals,
+    loss_goals,
+    rows_goals,
+    stats_goals,
+)
 from .providers import (
     CALLERS_ON_CPU,
     CALLERS_ON_GPU,
@@ -148,6 +157,11 @@ def _loss(sizes: str, on_gpu: bool) -> Suite:
     return Suite("loss", found, _who(on_gpu), loss_goals(_device()) if on_gpu else ())
 
 
+def _stats(sizes: str, on_gpu: bool) -> Suite:
+    found = (tables.stats_on_gpu if on_gpu else tables.stats_on_cpu)(sizes)
+    return Suite("stats", found, _who(on_gpu), stats_goals(found) if on_gpu else ())
+
+
 def _torch(sizes: str, on_gpu: bool) -> Suite:
     by = IN_TORCH_ON_GPU if on_gpu else IN_TORCH_ON_CPU
     return Suite("torch", in_torch_by=by, in_torch=in_torch.ROWS)
@@ -162,8 +176,10 @@ def _digits(sizes: str, on_gpu: bool) -> Suite:
 
 
 def _all(sizes: str, on_gpu: bool) -> Suite:
-    parts = [make(sizes, on_gpu) for make in (_elementwise, _rows, _loss, _fused, _torch, _digits)]
-    calls, fused, inside = parts[0], parts[3], parts[4].in_torch
+    makers = _elementwise, _rows, _loss, _fused, _stats, _torch, _digits
+    parts = [make(sizes, on_gpu) for make in makers]
+    calls, _, _, fused, _, torch, digits = parts
+    inside = torch.in_torch
     if sizes == tables.QUICK:
         inside = [row for row in inside if row.functions[0] in in_torch.QUICK]
     return Suite(
@@ -175,9 +191,9 @@ def _all(sizes: str, on_gpu: bool) -> Suite:
         ways=calls.ways,
         holders=calls.holders,
         held=[*calls.held, *fused.held],
-        in_torch_by=parts[4].in_torch_by,
+        in_torch_by=torch.in_torch_by,
         in_torch=inside,
-        digits=parts[5].digits,
+        digits=digits.digits,
     )
 
 

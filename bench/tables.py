@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gpuact.catalogue import FUNCTIONS
 
-from .cases import Case, Chain, every
+from .cases import Case, Chain, Watched, every
 
 AFFINE = {"scale": 2.0, "bias": 1.0}
 ROWWISE: dict[str, Any] = {"reduction": "none"}
@@ -59,6 +60,31 @@ def chains(
         for text, activation, takes, dropout in CHAINS
         for function in ("fused", "fused_backward")
     )
+
+
+# -- what is watched ------------------------------------------------------------------------------
+
+# Of relu half is 0 and saturated; of sigmoid next to nothing is either.
+WATCHED = ("relu", "sigmoid")
+
+
+def watched(
+    dtypes: Sequence[str],
+    shape: tuple[int, int],
+    activations: Sequence[str] = WATCHED,
+    compiled: bool = False,
+) -> tuple[Case, ...]:
+    """An activation with its statistics, these of outputs that are there, and it alone: their
+    price."""
+    found: list[Case] = []
+    for dtype in dtypes:
+        for activation in activations:
+            both = Watched(
+                *("activation_with_stats", dtype, shape), compiled=compiled, activation=activation
+            )
+            alone = replace(both, function="activation_stats", compiled=False)
+            found += both, alone, both.plain
+    return tuple(found)
 
 
 # -- from the catalogue ---------------------------------------------------------------------------
@@ -211,6 +237,16 @@ def fused_on_gpu(sizes: str) -> tuple[Case, ...]:
     )
 
 
+def stats_on_gpu(sizes: str) -> tuple[Case, ...]:
+    """Where all that follows the pass is next to nothing beside it, where memory still bounds it,
+    and where launches do."""
+    return (
+        *watched(DTYPES[:1], (65536, 4096), compiled=True),
+        *watched(DTYPES, (16384, 4096)),
+        *watched(DTYPES[: 1 if sizes == QUICK else 3], (1024, 1024)),
+    )
+
+
 # -- a CPU ----------------------------------------------------------------------------------------
 
 # Much the same at sizes that a CPU moves in milliseconds.
@@ -284,6 +320,12 @@ def fused_on_cpu(sizes: str) -> tuple[Case, ...]:
     return chains(("float32",) if sizes == QUICK else ALL_DTYPES, (1024, 4096))
 
 
+def stats_on_cpu(sizes: str) -> tuple[Case, ...]:
+    if sizes == QUICK:
+        return watched(("float32",), (1024, 1024), WATCHED[:1])
+    return watched(ALL_DTYPES, (1024, 1024))
+
+
 def cpu(sizes: str) -> tuple[Case, ...]:
     """The headline, and few of all others: each function in each dtype, and by its size."""
     steps = (8, 13, 18, 21)
@@ -303,6 +345,7 @@ def cpu(sizes: str) -> tuple[Case, ...]:
             for case in rows(ROW_FUNCTIONS[::2], ("float32",), (1 << 20 - k, 1 << k))
         ),
         *chains(("float32",), (256, 2048)),
+        *stats_on_cpu(QUICK),
     )
     found = (*CPU, *every(more, apart_from=CPU))
     return found if sizes == QUICK else (*found, *_more_on_cpu(found))
@@ -314,6 +357,7 @@ def _more_on_cpu(found: Sequence[Case]) -> list[Case]:
         *rows_on_cpu(FULL),
         *loss_on_cpu(FULL),
         *fused_on_cpu(FULL),
+        *stats_on_cpu(FULL),
     )
     return every(more, apart_from=found)
 

@@ -16,12 +16,14 @@ ON_GPU = {
     "rows": tables.rows_on_gpu,
     "loss": tables.loss_on_gpu,
     "fused": tables.fused_on_gpu,
+    "stats": tables.stats_on_gpu,
 }
 ON_CPU = {
     "elementwise": tables.elementwise_on_cpu,
     "rows": tables.rows_on_cpu,
     "loss": tables.loss_on_cpu,
     "fused": tables.fused_on_cpu,
+    "stats": tables.stats_on_cpu,
     "cpu": tables.cpu,
 }
 TABLES = {
@@ -38,7 +40,8 @@ COPY, CUPY, TRITON = "copy", "gpuact on CuPy", "gpuact on Triton"
 
 def small(case: cases.Case) -> cases.Case:
     """The case on arrays that cost nothing, of lengths that all differ."""
-    return replace(case, shape=(5, 7, 3, 2)[: len(case.shape)])
+    lengths = (4, 7) if isinstance(case, cases.Watched) else (5, 7, 3, 2)  # moments are 5
+    return replace(case, shape=lengths[: len(case.shape)])
 
 
 # What differs in its size alone is one case here.
@@ -49,6 +52,8 @@ CHAINS = {
     for case in tables.fused_on_gpu("quick")
     if isinstance(case, cases.Chain) and case.compiled
 }
+
+WATCHED = {case.name: case for case in EVERY.values() if isinstance(case, cases.Watched)}
 
 SIGMOID = cases.Case("sigmoid", "float32", (1000,))
 

@@ -14,7 +14,7 @@ from bench import cases, tables
 from bench.measure import Repeated
 from gpuact.catalogue import FUNCTIONS
 from gpuact.libraries import numpy_dtype
-from tests.benchmarks import CHAINS, EVERY, ON_CPU, ON_GPU, SIZES, TABLES, outputs
+from tests.benchmarks import CHAINS, EVERY, ON_CPU, ON_GPU, SIZES, TABLES, WATCHED, outputs
 
 # -- bytes ----------------------------------------------------------------------------------------
 
@@ -151,6 +151,36 @@ def test_the_chains_are_four_with_their_backward(sizes: str, rows: int) -> None:
     assert len(found) == len(moved)
 
 
+LARGE_WATCHED, MEDIUM_WATCHED = "65536×4096", "16384×4096"
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_what_is_watched_has_the_activation_alone_beside_it(sizes: str) -> None:
+    """In bfloat16 at every size, in all dtypes where memory bounds it; in full at the small one."""
+    found = tables.stats_on_gpu(sizes)
+    shapes = {(LARGE_WATCHED, "bfloat16"), ("1024×1024", "bfloat16")}
+    shapes |= {(MEDIUM_WATCHED, dtype) for dtype in GPU_DTYPES}
+    if sizes == "full":
+        shapes |= {("1024×1024", dtype) for dtype in GPU_DTYPES}
+    assert {(case.name, case.suite, case.per_element) for case in found} == {
+        (f"{words} {dtype} {shape}", suite, arrays * ITEM[dtype])
+        for shape, dtype in shapes
+        for activation in ("relu", "sigmoid")
+        for words, suite, arrays in (
+            (f"activation_with_stats {activation}", "stats", 2),
+            (f"activation_stats {activation}", "stats", 1),
+            (activation, "elementwise", 2),
+        )
+    }
+    assert not any(case.headline for case in found)
+    assert {case.name for case in found if case.compiled} == {
+        f"activation_with_stats {activation} bfloat16 {LARGE_WATCHED}"
+        for activation in ("relu", "sigmoid")
+    }
+    names = {case.name for case in found}
+    assert {case.plain.name for case in found if isinstance(case, cases.Watched)} <= names
+
+
 def swept(
     functions: Iterable[str], dtypes: Iterable[str], shapes: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[str, int]]:
@@ -239,10 +269,11 @@ def kinds(table: Iterable[cases.Case]) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("name", ON_GPU)
 def test_the_cases_of_a_cpu_are_of_the_same_kinds(name: str, sizes: str) -> None:
     found = ON_CPU[name](sizes)
-    assert kinds(found) == kinds(ON_GPU[name](sizes))
-    assert {case.suite for case in found} == {name}
+    left_out = {("sigmoid", "")} if (name, sizes) == ("stats", "quick") else set()
+    assert kinds(found) == kinds(ON_GPU[name](sizes)) - left_out
+    assert {case.suite for case in found} == {name, *{"stats": ["elementwise"]}.get(name, [])}
     assert max(case.bytes for case in found) < (2.1e8 if name == "elementwise" else 2e8)
-    if name != "fused" or sizes == "full":
+    if name not in ("fused", "stats") or sizes == "full":
         assert {case.dtype for case in found} == set(ITEM)
 
 
@@ -283,6 +314,7 @@ def test_names_say_function_dtype_and_shape() -> None:
     assert "cross_entropy bfloat16 8192×128256 smoothing 0.1" in names
     assert "relu bfloat16 2^28" in names
     assert "fused_backward sigmoid(x)·gate + residual bfloat16 8192×4096" in names
+    assert "activation_with_stats relu float32 1024×1024" in names
 
 
 @pytest.mark.parametrize(
@@ -305,12 +337,30 @@ def test_a_case_knows_its_function_and_its_suite(function: str, base: str, suite
     assert case.backward == function.endswith("_backward")
 
 
+@pytest.mark.parametrize("name", WATCHED)
+def test_what_is_watched_is_a_case_of_its_activation(name: str) -> None:
+    """Its moments are those of the whole array, as the device keeps them."""
+    case = WATCHED[name]
+    assert case.base == case.record.name == case.activation
+    assert not case.backward
+    (given,) = cases.inputs(case).values()
+    with gpuact.using("numpy"):
+        *y, moments = outputs(case.public(given))
+        expected = case.plain.public(given) if case.computes else given
+        found = gpuact.activation_stats(expected, case.activation)
+    assert [np.array_equal(one, expected) for one in y] == [True] * case.computes
+    assert (moments.dtype, moments.tolist()) == (np.float64, found.moments.tolist())
+    assert moments[0] == given.size
+
+
 def test_whose_rows_depend_on_others() -> None:
     whole = {name for name, case in EVERY.items() if case.whole}
     named = {name.partition(" float")[0].partition(" bfloat")[0] for name in whole}
     dropping = {f"fused {text}" for text in FUSED_BYTES if text.startswith("dropout")}
     backward = {f"fused_backward {text}" for text in FUSED_BYTES}
-    assert named == {"softmax", "linear_backward", "prelu_backward", *dropping, *backward}
+    watched = {f"{case.function} {case.activation}" for case in WATCHED.values()}
+    functions = {"softmax", "linear_backward", "prelu_backward"}
+    assert named == functions | dropping | backward | watched
     assert {name for name in whole if name.startswith("softmax")} == {"softmax float32 5×7 axis 0"}
 
 
@@ -380,6 +430,19 @@ def test_the_y_of_rows_is_forward_s_in_every_row(function: str) -> None:
     assert np.abs(sums - 1).max() < 1e-5
     distinct = cases.RANDOM // 10_007
     assert len(np.unique(y[:, 0])) > 0.99 * distinct
+
+
+def test_the_y_that_is_watched_is_computed_once_for_all_that_repeats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cases, "RANDOM", 101)
+    case = cases.Watched("activation_stats", "bfloat16", (60, 7), activation="sigmoid")
+    y = cases.sources(case)["y"]
+    assert isinstance(y, Repeated)
+    assert y.base.size == 101
+    with gpuact.using("numpy"):
+        forward = gpuact.sigmoid(cases._spread(case.dtype, case.shape, 0).whole())
+    assert np.array_equal(y.whole(), forward)
 
 
 def test_the_y_along_another_axis_is_forward_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ def gpu_goals(sizes: str) -> tuple[goals.Goal, ...]:
     return (
         *goals.elementwise_goals(tables.elementwise_on_gpu(sizes)),
         *goals.fused_goals(tables.fused_on_gpu(sizes)),
+        *goals.stats_goals(tables.stats_on_gpu(sizes)),
         *goals.CALL_GOALS,
     )
 
@@ -45,8 +47,8 @@ def test_goals_name_cases_and_rivals_that_are_run() -> None:
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_the_gpu_s_goals_name_cases_and_rivals_that_are_run(sizes: str) -> None:
-    table = (*tables.elementwise_on_gpu(sizes), *tables.fused_on_gpu(sizes))
-    timed = {case.name: case for case in table}
+    of = tables.elementwise_on_gpu, tables.fused_on_gpu, tables.stats_on_gpu
+    timed = {case.name: case for table in of for case in table(sizes)}
     names = {provider.name: provider for provider in providers.ON_GPU}
     callers = {caller.name for caller in providers.CALLERS_ON_GPU}
     for goal in gpu_goals(sizes):
@@ -54,6 +56,7 @@ def test_the_gpu_s_goals_name_cases_and_rivals_that_are_run(sizes: str) -> None:
             assert callers >= {*goal.ours, *goal.rivals}
             continue
         case = timed[goal.case]
+        assert not goal.neighbour or timed[goal.neighbour].bytes == case.bytes
         for rival in goal.rivals:
             assert rival == tables.COPY or case.compiled or not names[rival].compiles
         assert set(goal.ours) <= set(names)
@@ -82,6 +85,8 @@ def test_the_gpu_s_goals_are_those_of_the_design(sizes: str) -> None:
     assert len(chains) == 8
     assert asked(2.0) == chains
     assert asked(1.0, "not behind") == chains
+    watched = {f"activation_with_stats {name} bfloat16 65536×4096" for name in ("relu", "sigmoid")}
+    assert asked(1.03, "of its time") == watched
     assert len(asked(1.0, "of its time", {CUPY})) == 2
     assert len(asked(3.0, "µs more", {TRITON})) == 2
     assert {goal.column for goal in found} == {"timing"}
@@ -239,6 +244,25 @@ def test_a_neighbour_is_met_at_its_rate_of_bytes() -> None:
     assert judge(goal, *odd, even[1]).value == pytest.approx(1.05 / 1.03)
     assert judge(goal, *odd).word == "not measured"
     assert goal.rival == f"{CUPY} or {TRITON} in even"
+
+
+@pytest.mark.parametrize(("ours", "word"), [(1.02, "held"), (1.04, "missed")])
+def test_statistics_are_met_by_the_activation_alone(ours: float, word: str) -> None:
+    """Each backend by its own."""
+    large = (c for c in tables.stats_on_gpu("quick") if c.compiled)
+    case = replace(next(large), shape=(4, 7))
+    of_cupy, of_triton = goals.stats_goals([case, case.plain])
+    rows = [
+        *(row(case.name, CUPY, ours), row(case.name, TRITON, 3.0)),
+        *(row("relu bfloat16 4×7", CUPY, 1.0), row("relu bfloat16 4×7", TRITON, 2.0)),
+        row("relu bfloat16 4×7", "torch", 0.5),
+    ]
+    found = judge(of_cupy, *rows)
+    assert (found.word, found.ours, found.value) == (word, CUPY, pytest.approx(ours))
+    assert found.rival == f"{CUPY} in relu bfloat16 4×7"
+    found = judge(of_triton, *rows)
+    assert (found.word, found.ours, found.value) == ("missed", TRITON, pytest.approx(1.5))
+    assert judge(of_cupy, *rows[:2]).word == "not measured"
 
 
 def test_every_rival_is_whoever_could_be_timed() -> None:

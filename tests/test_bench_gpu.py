@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("rich")
 pytest.importorskip("torch")
 from bench import cases, measure, suite
-from bench.cases import Case
+from bench.cases import Case, Watched
 from bench.tables import COPY
 from tests import fake_gpu
 
@@ -218,6 +218,22 @@ def test_a_wrong_provider_is_wrong_and_not_timed() -> None:
     assert (wrong.status, wrong.timing, wrong.call) == ("wrong", None, None)
     assert wrong.reason.startswith("1 of 16384 values differ: ")
     assert rows["gpuact on Triton"].status == "timed"
+
+
+def one_more(found: Any) -> Any:
+    (found[-1] if isinstance(found, tuple) else found)[3] += 1
+    return found
+
+
+@pytest.mark.parametrize("function", ["activation_with_stats", "activation_stats"])
+def test_moments_are_looked_at_where_they_are_kept(function: str) -> None:
+    """On the device: nothing is read of them in a graph."""
+    case = Watched(function, "float32", (128, 128), activation="relu")
+    wrong = fake_gpu.planted("a miscounting one", fake_gpu.TORCH, one_more)
+    rows = rows_of(case, *fake_gpu.OURS, fake_gpu.TORCHS, wrong)
+    for who in (COPY, "gpuact on CuPy", "gpuact on Triton", "torch"):
+        assert (rows[who].status, rows[who].method) == ("timed", "graph")
+    assert rows["a miscounting one"].reason.startswith("zeros: ")
 
 
 def test_after_an_illegal_access_only_another_process_helps() -> None:

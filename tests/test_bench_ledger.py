@@ -48,7 +48,8 @@ UNTIMED = ("triton/__init__.py", "triton/inline.py")
 GPU = {"gpus": [{"name": "a GPU"}]}
 
 # Who runs nothing on a GPU
-OTHERS = {"BackendError", "Dropout", "asarray", "backends", "describe", "using", "warmup"}
+OTHERS = {"ActivationStats", "BackendError", "Dropout", "asarray", "backends", "describe", "using",
+          "warmup"}  # fmt: skip
 
 # What of a backend runs the kernels of each family
 ENTRIES = {
@@ -59,6 +60,7 @@ ENTRIES = {
         *("cross_entropy", "cross_entropy_backward", "cross_entropy_with_grad"),
         *("target_weight", "reduce"),
     },
+    "stats": {"observe"},
 }
 
 
@@ -293,7 +295,7 @@ def test_other_dtypes_are_there_where_a_result_has_them() -> None:
 def test_all_of_it_is_proved_where_every_kernel_was_timed() -> None:
     found = drawn(result(*all_rows()))
     assert failures(found) == []
-    assert len(found.cells) == 28 * 2 * 3
+    assert len(found.cells) == 30 * 2 * 3
 
 
 # -- sources that change --------------------------------------------------------------------------
@@ -369,15 +371,16 @@ def test_the_table_says_it_without_colour() -> None:
     assert lines["softmax"] == ["–", "✓", "93%", "–", "–", "–", "–"]
     assert lines["relu"] == ["–", "–", "WRONG", "–", "–", "–"]
     assert lines["cross_entropy"] == ["stale", "–", "–", "–", "–", "–"]
-    assert "proved, 1 of 168: " in text
-    assert "missing, 165 of 168: " in text
+    assert "proved, 1 of 180: " in text
+    assert "missing, 177 of 180: " in text
     assert "relu cupy float32: relu float32 2^27: lost: no" in text
 
 
 def test_functions_of_a_record_stand_together() -> None:
     names = list(kernels())
     assert names[:3] == ["linear", "linear_backward", "linear_derivative"]
-    assert names[-2:] == ["fused", "fused_backward"]
+    assert names[-4:-2] == ["fused", "fused_backward"]
+    assert {name for name, kind in kernels().items() if kind == "stats"} == {*names[-2:]}
     assert [kernels()[f"{f}_backward"] == "fused" for f in FUNCTIONS] == [
         bool(record.sums) for record in FUNCTIONS.values()
     ]

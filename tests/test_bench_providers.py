@@ -18,9 +18,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gpuact
 from bench import cases, measure, providers, suite, tables
 from gpuact.libraries import numpy_dtype
-from tests.benchmarks import CHAINS, EVERY, ON_GPU, RIVALS, chain, judged, on_torch, rows_of, small
+from tests.benchmarks import (
+    CHAINS,
+    EVERY,
+    ON_GPU,
+    RIVALS,
+    WATCHED,
+    chain,
+    judged,
+    on_torch,
+    rows_of,
+    small,
+)
 
 Array = Any
 
@@ -59,6 +71,54 @@ def test_who_is_asked_and_where() -> None:
         *("torch", "torch.compile", "torch.compile, tuned", "CuPy ElementwiseKernel"),
         *("cupy.fuse", "cupyx", "Liger", "QuACK", "FlagGems"),
     ]
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs of which a sigmoid saturates at one in fifty, and exp(x) is still a float16."""
+    normal = cases._normal
+
+    def wider(dtype: str, count: int, seed: int = 0) -> Array:
+        return (2 * normal("float32", count, seed)).astype(numpy_dtype(dtype))
+
+    monkeypatch.setattr(cases, "_normal", wider)
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("rival", ["gpuact on NumPy", "NumPy", "torch"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", [n for n, c in WATCHED.items() if c.dtype == "float32"])
+def test_what_others_count_is_what_we_count(name: str, dtype: str, rival: str) -> None:
+    """To the last element, though a half type has few numbers near the bounds; but NumPy rounds to
+    float16 after every step of a sigmoid. A sum of so many squares is more than a float16 holds."""
+    if rival == "torch":
+        pytest.importorskip("torch")
+    case = replace(WATCHED[name], dtype=dtype, shape=(300, 700))
+    arrays, place = cases.inputs(case), measure.PLACES[RIVALS[rival].place]()
+    found = RIVALS[rival].spell(case)(*map(place.put, arrays.values()))
+    found = tuple(map(place.take, found if isinstance(found, tuple) else (found,)))
+    expected = suite.reference(case, arrays)
+    stray = suite.STRAY["float16"] if (rival, dtype) == ("NumPy", "float16") else 0.0
+    assert suite.mistake_in_stats(case, found, expected, stray) is None
+    count, _, _, zeros, saturated = expected[-1]
+    assert count == 210_000
+    assert (0.45 < zeros / count < 0.55) == (case.activation == "relu")
+    assert saturated > 0.01 * count
+
+
+def test_bounds_are_numbers_of_the_dtype_and_none_between_is_saturated() -> None:
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        kind = numpy_dtype(dtype)
+        case = cases.Watched("activation_stats", dtype, (1, 1), activation="sigmoid")
+        saturated = providers._saturated(case)
+        compute = np.float64 if dtype == "float64" else np.float32
+        for bound in map(compute, case.record.saturated):
+            low = high = kind.type(bound)
+            for _ in range(3):
+                low, high = (np.nextafter(a, kind.type(b)) for a, b in ((low, 0), (high, 1)))
+            for y in (low, kind.type(bound), high):
+                beyond = y <= bound if bound < 0.5 else y >= bound
+                assert saturated(y) == beyond
 
 
 def module(name: str, **functions: Any) -> types.ModuleType:
@@ -142,6 +202,40 @@ def test_torch_compiles_a_loss_and_its_gradient_in_one_graph(name: str) -> None:
         lambda function: torch.compile(function, backend="aot_eager", fullgraph=True),
     )
     assert judged(EVERY[name], on_torch(compiled)) == ("timed", "")
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_torch_compiles_what_is_watched_in_one_graph(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    compiled = providers._torch(
+        WATCHED[name],
+        lambda function: torch.compile(function, backend="aot_eager", fullgraph=True),
+    )
+    assert judged(WATCHED[name], on_torch(compiled)) == ("timed", "")
+
+
+@pytest.mark.parametrize("activation", tables.WATCHED)
+@pytest.mark.parametrize("function", ["activation_with_stats", "activation_stats"])
+def test_no_compiler_is_spared_the_dead(function: str, activation: str) -> None:
+    """They are among what it is asked for, though nobody compares them."""
+    pytest.importorskip("torch")
+    case = cases.Watched(function, "float32", (3, 4), activation=activation)
+    seen: list[tuple[Array, ...]] = []
+
+    def compiled(function: Any) -> Any:
+        return lambda x: seen.append(function(x)) or seen[-1]
+
+    (x,) = cases.inputs(case).values()
+    x = np.where(np.arange(4) == 2, np.float32(0 if function == "activation_stats" else -9), x)
+    place = measure.PLACES["torch on the CPU"]()
+    found = providers._torch(case, compiled)(place.put(x))
+    assert len(found) == len(seen[0]) - 1 == 1 + case.computes
+    look = gpuact.activation_with_stats if case.computes else gpuact.activation_stats
+    stats = look(x, activation)
+    dead = (stats[1] if case.computes else stats).dead
+    assert dead[2]
+    assert not dead.all()
+    assert seen[0][-1].tolist() == dead.tolist()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

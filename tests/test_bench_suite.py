@@ -17,6 +17,7 @@ from tests.benchmarks import (
     EVERY,
     RIVALS,
     SIGMOID,
+    WATCHED,
     chain,
     judged,
     on_torch,
@@ -195,6 +196,63 @@ def test_an_infinite_sum_is_right_where_it_is_expected() -> None:
     assert suite.mistake(case, (-total,), (total,)) is not None
     assert suite.mistake(case, (np.asarray(1, np.float16),), (total,)) is not None
     assert suite.mistake(case, (np.asarray(np.nan, np.float16),), (total,)) is not None
+
+
+def miscounting(case: cases.Watched, number: int, by: float, **more: Any) -> providers.Provider:
+    """Right, but for one of the moments."""
+
+    def function(given: Array) -> Any:
+        *y, moments = outputs(case.public(given))
+        moments[number] += by
+        return *y, moments
+
+    return planted(function, **more)
+
+
+@pytest.mark.parametrize("name", [n for n, c in WATCHED.items() if c.dtype == "float32"])
+@pytest.mark.parametrize(
+    ("number", "word", "off"),
+    [(0, "count", 1.0), (1, "mean", 1e-3), (2, "m2", 10.0), (3, "zeros", 1.0), (4, "saturated", 1)],
+)
+def test_each_of_the_moments_is_looked_at_by_itself(
+    number: int, word: str, off: float, name: str
+) -> None:
+    """The mean too, which is a millionth of others; a count to the last element."""
+    case = replace(WATCHED[name], shape=(1000, 100))
+    row = rows_of(case, miscounting(case, number, off))["planted"]
+    assert row.status == "wrong"
+    assert row.reason.startswith(f"{word}: ")
+    assert row.reason.endswith(" is expected")
+    right = rows_of(case, miscounting(case, number, 0.0))["planted"]
+    assert (right.status, right.reason, right.error_ulp) == ("timed", "", None)
+    nan = rows_of(case, miscounting(case, number, math.nan))["planted"]
+    assert nan.reason.startswith(f"{word}: nan came, ")
+
+
+def test_an_output_that_is_watched_is_looked_at_too() -> None:
+    case = WATCHED["activation_with_stats relu float32 4×7"]
+
+    def off(x: Array) -> Any:
+        y, moments = case.public(x)
+        y[-1, -1] += 1
+        return y, moments
+
+    assert rows_of(case, planted(off))["planted"].reason.startswith("1 of 28 values differ: ")
+    alone = rows_of(case, planted(lambda x: case.public(x)[0]))["planted"]
+    assert alone.reason == "1 arrays came, 2 are expected"
+
+
+@pytest.mark.parametrize(
+    ("by", "backend", "status"),
+    [(10.0, "", "timed"), (11.0, "", "wrong"), (1.0, "numpy", "wrong")],
+)
+def test_who_counts_before_rounding_may_stray_a_little(
+    by: float, backend: str, status: str
+) -> None:
+    """A rival, in a half type: one element in a thousand. We may not."""
+    case = replace(WATCHED["activation_stats sigmoid bfloat16 4×7"], shape=(100, 100))
+    row = rows_of(case, miscounting(case, 4, by, backend=backend))["planted"]
+    assert row.status == status
 
 
 # -- a case that comes to nothing -----------------------------------------------------------------
