@@ -2,13 +2,15 @@
 
 python -m bench                       the GPU's suites if one answers, else the CPU's; the digits
 python -m bench --suite NAME          one of them: elementwise, rows (softmax and log-softmax),
-                                      loss, fused, torch (what a call costs inside PyTorch), cpu,
-                                      digits; or all
+                                      loss, fused, stats (activations that are looked at), torch
+                                      (what a call costs inside PyTorch), cpu, digits; or all
 python -m bench digits                the digits alone
+python -m bench claims                what courses say of activations, measured on digits
 python -m bench compare A.json B.json gains and losses from one result to another
 python -m bench status [FOLDER]       which kernels have a GPU result, for which sources
-python -m bench report RESULT.json…   the page of results, and pictures
-python -m bench readme                the README's section on performance, from bench/results
+python -m bench report RESULT.json…   the page of results, or of claims, and pictures
+python -m bench readme                the README's sections on performance and claims, from
+                                      bench/results
 python -m bench vocab_parallel        cross-entropy of a vocabulary that is cut among ranks: one, or
                                       as many as `torchrun --nproc-per-node N -m bench
                                       vocab_parallel` has
@@ -28,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("bench/results")
-SUITES = ("here", "elementwise", "rows", "loss", "fused", "torch", "cpu", "digits", "all")
+SUITES = ("here", "elementwise", "rows", "loss", "fused", "stats", "torch", "cpu", "digits", "all")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # What a suite needs beside rich, and the extra that brings it.
@@ -178,13 +180,50 @@ def _report(words: Sequence[str]) -> int:
     args = parser.parse_args(words)
     _needs("rich", "jinja2", "matplotlib")
     from . import page
-    from .result import read
+    from .result import CLAIMS, read
 
+    if any(path.name.endswith(CLAIMS) for path in args.results):
+        return _report_claims(args.results, args.out)
     results = [read(path) for path in args.results]
     first = args.results[0]
     for path in page.write(results, args.out or first.parent, first.stem):
         print(path)
     return 0
+
+
+def _report_claims(paths: Sequence[Path], folder: Path | None) -> int:
+    """A page for each, and nothing else between them."""
+    from .claims import page
+    from .claims.record import read
+
+    for path in paths:
+        for written in page.write(read(path), folder or path.parent, path.stem):
+            print(written)
+    return 0
+
+
+def _claims(words: Sequence[str]) -> int:
+    parser = _parser("claims")
+    parser.add_argument("--only", metavar="CLAIM", default="", help="a number, or words of a title")
+    parser.add_argument("--seeds", type=int, default=5, help="of each claim (default: 5)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}"
+    )
+    where.add_argument("--no-out", action="store_true", help="write nothing")
+    args = parser.parse_args(words)
+    if args.seeds < 1:
+        raise _Refused(f"--seeds: {args.seeds} came, 1 or more are allowed")
+    # The networks are so small that threads would only wait for each other; read as NumPy loads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _needs("rich", "sklearn")
+    from .claims.course import CLAIMS, chosen
+    from .claims.run import run
+
+    if not chosen(args.only):
+        known = ", ".join(f"{claim.number} {claim.title}" for claim in CLAIMS)
+        raise _Refused(f"--only: {args.only!r} came, the claims are {known}")
+    return run(args.only, args.seeds, None if args.no_out else args.out)
 
 
 def _readme(words: Sequence[str]) -> int:
@@ -215,6 +254,7 @@ def _vocab_parallel(words: Sequence[str]) -> int:
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "digits": lambda words: _run(words, "digits"),
+    "claims": _claims,
     "compare": _compare,
     "status": _status,
     "report": _report,

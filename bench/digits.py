@@ -8,7 +8,7 @@ The arrays are NumPy's, or CuPy's where a GPU answers; nothing else in the code 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -37,6 +37,7 @@ class Activation(NamedTuple):
     gain: float  # of the initial weights: keeps the signal's size from layer to layer
     forward: Callable[[Array, Array], Array]  # z, slope → h
     backward: Callable[[Array, Array, Array, Array], tuple[Array, Array]]  # dh, z, h, slope
+    learns: bool = False  # whether it has slopes
 
 
 HIDDEN: Mapping[str, Activation] = {
@@ -69,6 +70,7 @@ HIDDEN: Mapping[str, Activation] = {
         math.sqrt(2 / (1 + SLOPE**2)),
         lambda z, slope: gpuact.prelu(z, slope),
         lambda dh, z, h, slope: gpuact.prelu_backward(dh, z, slope),
+        learns=True,
     ),
 }
 
@@ -87,11 +89,20 @@ class Layer:
 
 
 class Network:
-    def __init__(self, activation: str, dtype: str = "float32", seed: int = 0) -> None:
+    """gain: of the hidden layers' initial weights, instead of the activation's own."""
+
+    def __init__(
+        self,
+        activation: str | Activation,
+        dtype: str = "float32",
+        seed: int = 0,
+        widths: Sequence[int] = WIDTHS,
+        gain: float | None = None,
+    ) -> None:
         rng = np.random.default_rng(seed)
-        self.hidden = HIDDEN[activation]
-        *inner, (n, classes) = pairwise(WIDTHS)
-        gain, slopes = self.hidden.gain, activation == "prelu"
+        self.hidden = HIDDEN[activation] if isinstance(activation, str) else activation
+        *inner, (n, classes) = pairwise(widths)
+        gain, slopes = self.hidden.gain if gain is None else gain, self.hidden.learns
         self.layers = [Layer(n, m, gain, slopes, dtype, rng) for n, m in inner]
         self.layers.append(Layer(n, classes, 1, False, dtype, rng))
         self.parameters = [p for layer in self.layers for p in layer.parameters]
@@ -110,9 +121,16 @@ class Network:
         """The mean loss, and its gradient by every one of `self.parameters`."""
         logits, kept = self.forward(x)
         loss, dz = gpuact.cross_entropy_with_grad(logits, target)  # dz = (S − Y) / batch
+        gradients, _ = self.backward(x, kept, dz)
+        return loss, gradients
+
+    def backward(
+        self, x: Array, kept: list[tuple[Array, Array]], dz: Array
+    ) -> tuple[list[Array], list[Array]]:
+        """From dz of the last layer: the gradients of the parameters, and dz of every layer."""
         inputs = [x, *(h for _, h in kept)]
         dslope = None  # of the activation on top of the layer: there is none on the last
-        found = []
+        found, dzs = [], [dz]
         for k in reversed(range(len(self.layers))):
             layer = self.layers[k]
             found.append([g for g in (inputs[k].T @ dz, dz.sum(0), dslope) if g is not None])
@@ -120,7 +138,8 @@ class Network:
                 z, h = kept[k - 1]
                 dh = dz @ layer.weights.T
                 dz, dslope = self.hidden.backward(dh, z, h, self.layers[k - 1].slope)
-        return loss, [gradient for layer in reversed(found) for gradient in layer]
+                dzs.append(dz)
+        return [gradient for layer in reversed(found) for gradient in layer], dzs[::-1]
 
     def accuracy(self, x: Array, target: Array) -> float:
         logits, _ = self.forward(x)
@@ -159,25 +178,37 @@ class Trained:
     difference: float  # max |dZ − (S − Y)|, dZ being what cross_entropy_with_grad gives
 
 
+def epoch(
+    network: Network,
+    data: Digits,
+    velocity: Sequence[Array],
+    rng: Any,
+    rate: float = RATE,
+    momentum: float = MOMENTUM,
+) -> float:
+    """Every image once, in batches; the mean loss on the way."""
+    n = len(data.target)
+    order = gpuact.asarray(rng.permutation(n))
+    total = 0
+    for at in range(0, n, BATCH):
+        batch = order[at : at + BATCH]
+        loss, gradients = network.gradients(data.x[batch], data.target[batch])
+        total = total + loss * len(batch)
+        for p, v, dp in zip(network.parameters, velocity, gradients, strict=True):
+            v *= momentum
+            v -= rate * dp
+            p += v
+    return float(total) / n  # waits for a GPU, so that the clock tells the truth
+
+
 def train(activation: str, data: Digits, epochs: int = EPOCHS) -> Trained:
     network = Network(activation)
     velocity = [p * 0 for p in network.parameters]
     rng = np.random.default_rng(1)
-    n = len(data.target)
     seconds = []
     for _ in range(epochs):
         start = perf_counter()
-        order = gpuact.asarray(rng.permutation(n))
-        total = 0
-        for at in range(0, n, BATCH):
-            batch = order[at : at + BATCH]
-            loss, gradients = network.gradients(data.x[batch], data.target[batch])
-            total = total + loss * len(batch)
-            for p, v, dp in zip(network.parameters, velocity, gradients, strict=True):
-                v *= MOMENTUM
-                v -= RATE * dp
-                p += v
-        mean_loss = float(total) / n  # waits for a GPU, so that the clock tells the truth
+        mean_loss = epoch(network, data, velocity, rng)
         seconds.append(perf_counter() - start)
     accuracy = network.accuracy(data.test_x, data.test_target)
     enough = accuracy >= ENOUGH or activation not in CAPABLE

@@ -319,7 +319,7 @@ def _uri(text: str) -> str:
     return f"data:image/svg+xml;base64,{b64encode(text.encode()).decode()}"
 
 
-def _drawn(figure: Figure, title: str, rest: str, alt: str) -> Drawn:
+def drawing(figure: Figure, title: str, rest: str, alt: str) -> Drawn:
     light, dark = map(_uri, figures.svg(figure))
     width, height = (round(inches * 96) for inches in figure.get_size_inches())
     return Drawn(title, rest, alt, light, dark, width, height)
@@ -341,7 +341,7 @@ def _seen(panel: Panel) -> str:
 
 def _bandwidth(result: Result) -> list[Drawn]:
     return [
-        _drawn(figures.bandwidth(panel, result.sample), panel.function, panel.dtype, _seen(panel))
+        drawing(figures.bandwidth(panel, result.sample), panel.function, panel.dtype, _seen(panel))
         for panel in panels(result.rows)
     ]
 
@@ -362,7 +362,7 @@ def _accuracy(result: Result) -> list[Drawn]:
             )
         alt = f"Share of the copy's rate against largest error, {dtype}. {'; '.join(told)}."
         figure = figures.accuracy(chosen, result.sample)
-        found.append(_drawn(figure, dtype, f"{len(chosen)} points", alt))
+        found.append(drawing(figure, dtype, f"{len(chosen)} points", alt))
     return found
 
 
@@ -553,7 +553,7 @@ def breakable(name: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[a-z]{4})(?=[A-Z.])|(?<=_)(?=\w)", name))
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent)
     found = Environment(
         loader=loader,
@@ -579,7 +579,7 @@ def _environment() -> Environment:
 def page(results: Sequence[Result]) -> str:
     """The HTML of all results, one below the other."""
     sections = [_section(index, result) for index, result in enumerate(results, 1)]
-    text = _environment().get_template("page.html.jinja").render(sections=sections)
+    text = environment().get_template("page.html.jinja").render(sections=sections)
     return re.sub(r"\n\s*\n", "\n", text)
 
 

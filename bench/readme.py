@@ -1,4 +1,5 @@
-"""The performance section of README.md, out of the results that are committed.
+"""What README.md has of results: performance here, claims in claims/readme.py; of those that are
+committed.
 
 `python -m bench readme` writes it anew.
 """
@@ -10,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import words
+from .claims import readme as claims
+from .claims import record
 from .figures import ours
 from .result import RESULTS, ROOT, Result, committed, kernel_hashes, path_of
 from .suite import Row
 from .tables import COPY
+from .words import escaped
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- performance -->\n", "<!-- end -->"
@@ -27,10 +31,6 @@ HEADINGS = (
 )
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
 def _cells(case: str, rows: Mapping[str, Row]) -> list[str] | None:
     """One line, the last number the rival's time over ours; None where gpuact was not timed."""
     timed = [row for who, row in rows.items() if row.timing and who != COPY]
@@ -41,7 +41,7 @@ def _cells(case: str, rows: Mapping[str, Row]) -> list[str] | None:
     rival = min((row for row in timed if row not in mine), key=_seconds, default=None)
     copy = rows.get(COPY)
     cells = [
-        _escaped(case),
+        escaped(case),
         words.size(best.bytes),
         words.gigabytes(copy.bytes_per_second) if copy else "–",
         f"{words.duration(_seconds(best))} ({best.provider.removeprefix('gpuact on ')})",
@@ -52,7 +52,7 @@ def _cells(case: str, rows: Mapping[str, Row]) -> list[str] | None:
     ratio = _seconds(rival) / _seconds(best)
     mark = LAUNCHES if (best.method, rival.method) == ("graph", "events") else ""
     time = words.duration(_seconds(rival)) + mark
-    return [*cells, _escaped(rival.provider), time, f"{ratio:.2f}"]
+    return [*cells, escaped(rival.provider), time, f"{ratio:.2f}"]
 
 
 def _seconds(row: Row) -> float:
@@ -70,7 +70,7 @@ def _about(result: Result, kernels: Mapping[str, str]) -> str:
     versions = [f"driver {driver}" for driver in sorted(drivers)]
     versions += [f"{name} {number}" for name, number in result.versions.items() if name != "gpuact"]
     where = f"{result.device}, {result.time[:10]}, {commit}{changes}{earlier}"
-    return _escaped(f"{where}; {', '.join(versions)}:")
+    return escaped(f"{where}; {', '.join(versions)}:")
 
 
 def _part(result: Result, kernels: Mapping[str, str]) -> str:
@@ -114,14 +114,19 @@ def _whole(result: Result) -> bool:
     )
 
 
+def _between(text: str, begin: str, section: str, readme: Path) -> str:
+    before, mark, rest = text.partition(begin)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"{readme}: no {begin.strip()} … {END} to write between")
+    return before + begin + section + end + after
+
+
 def update(readme: Path) -> bool:
     """Write it between its marks; whether anything changed."""
     text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{readme}: no {BEGIN.strip()} … {END} to write between")
-    new = before + begin + section(committed()) + end + after
+    new = _between(text, BEGIN, section(committed()), readme)
+    new = _between(new, claims.BEGIN, claims.section(record.committed()), readme)
     if new != text:
         readme.write_text(new, encoding="utf-8")
     return new != text

@@ -54,7 +54,7 @@ class Log:
             result.write(self.result, self.path)
 
 
-def _bar(out: Console) -> Progress:
+def progress(out: Console) -> Progress:
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -97,7 +97,7 @@ def measure(out: Console, log: Log, worker: Worker, minutes: float) -> None:
     suite = worker.suite
     headings = _headings(out, suite, log.result.on_gpu)
     jobs = list(suite.jobs())
-    with _bar(out) as bar:
+    with progress(out) as bar:
         task = bar.add_task("", total=len(jobs))
         for job in jobs:
             bar.update(task, description=f"{job.kind} {job.name}", refresh=True)

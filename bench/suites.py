@@ -213,6 +213,7 @@ SUITES: dict[str, Callable[[str, bool], Suite]] = {
     "rows": _rows,
     "loss": _loss,
     "fused": _fused,
+    "stats": _stats,
     "torch": _torch,
     "cpu": _cpu,
     "digits": _digits,

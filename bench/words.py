@@ -63,6 +63,11 @@ def share(value: float) -> str:
     return f"{value:.0%}"
 
 
+def escaped(text: str) -> str:
+    """In a cell of a table in Markdown."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
 def aim(figure: str, limit: float) -> str:
     """What a goal asks for."""
     if figure == "not behind":

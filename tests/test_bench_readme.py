@@ -132,16 +132,20 @@ def test_the_newest_is_told_and_whether_its_kernels_are_todays():
 
 def test_it_is_written_between_its_marks(tmp_path, monkeypatch):
     path = tmp_path / "README.md"
-    path.write_text("before\n<!-- performance -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    claims = "<!-- claims -->\n{}<!-- end -->\n"
+    performance = "before\n<!-- performance -->\n{}<!-- end -->\nafter\n<!-- end -->\n"
+    path.write_text(performance.format("old\n") + claims.format("old\n"))
     monkeypatch.setattr(readme, "committed", lambda: [GPU])
+    monkeypatch.setattr(readme.record, "committed", list)
     assert readme.update(path)
-    want = (
-        f"before\n<!-- performance -->\n{readme.section([GPU])}<!-- end -->\nafter\n<!-- end -->\n"
-    )
-    assert path.read_text() == want
+    none = f"{readme.claims.NONE}\n"
+    assert path.read_text() == performance.format(readme.section([GPU])) + claims.format(none)
     assert not readme.update(path)
     path.write_text("no marks\n")
     with pytest.raises(ValueError, match="performance"):
+        readme.update(path)
+    path.write_text(performance.format(""))
+    with pytest.raises(ValueError, match="claims"):
         readme.update(path)
 
 

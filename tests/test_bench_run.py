@@ -319,8 +319,10 @@ def test_a_suite_is_the_gpu_s_where_one_answers(name: str, monkeypatch: pytest.M
 def test_all_is_everything_once() -> None:
     parts = [planned(name, True) for name in ("elementwise", "rows", "loss", "fused")]
     whole = planned("all", True)
-    assert whole.cases == [case for part in parts for case in part.cases]
-    assert whole.goals == [goal for part in parts for goal in part.goals]
+    watched = tables.stats_on_gpu(tables.QUICK)
+    assert whole.cases == [*(case for part in parts for case in part.cases), *watched]
+    stated = [*(goal for part in parts for goal in part.goals), *goals.stats_goals(watched)]
+    assert whole.goals == stated
     assert {case.name for case in whole.held} == {case.name for case in tables.HELD}
     assert whole.digits == tuple(digits.HIDDEN)
     inside = {row.functions for row in whole.in_torch}
