@@ -118,7 +118,9 @@ class ActivationStats:
             f"dead={self.dead.sum()} of {self.units})"
         )
 
-    def add(self, formula: str | None, x: Array, out: Array | None, parameter: Any) -> None:
+    def add(
+        self, call: Call, formula: str | None, x: Array, out: Array | None, parameter: Any
+    ) -> None:
         """Count out = formula(x, parameter) in, and write it; without a formula x itself, which is
         written if there is an out.
 
@@ -128,17 +130,8 @@ class ActivationStats:
         self._known = None
         if 0 in x.shape:
             return
-        native = self._call.native
-        self._call.module.observe(
-            formula,
-            x,
-            out,
-            parameter,
-            self.bounds,
-            native(self._moments),
-            native(self._alive),
-            self._call.scratch,
-        )
+        known = call.native(self._moments), call.native(self._alive)
+        call.module.observe(formula, x, out, parameter, self.bounds, *known, call.scratch)
 
     def takes(self, call: Call, activation: str, units: int) -> None:
         """Refuse an array that is another layer's."""
@@ -238,7 +231,7 @@ def count(stats: ActivationStats, call: Call, y: Array, axis: int | None) -> Non
     with call.on():
         y = call.native(y)
         library = cast(Library, library_of(y))
-        stats.add(None, UnitView.of(library, y, axis).view(library, y), None, None)
+        stats.add(call, None, UnitView.of(library, y, axis).view(library, y), None, None)
 
 
 def activation_with_stats(
@@ -288,7 +281,8 @@ class Watching:
             view = UnitView.of(backend, given, self.axis)
             y = library.empty_in_order(view.order, x.shape, library.dtype(x), x)
             written = view.view(backend, call.native(y))
-            self.stats.add(formula, view.view(backend, given), written, call.native(parameter))
+            seen = view.view(backend, given)
+            self.stats.add(call, formula, seen, written, call.native(parameter))
         return y
 
     def _of_units(self, p: Any, x: Array) -> Any:

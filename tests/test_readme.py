@@ -42,6 +42,7 @@ def test_the_table_of_functions_is_the_catalogue():
         ("torch", "from torch import"),
         ("torch", "from torch.func"),
         ("torch", "from gpuact.torch import nn"),
+        ("torch", "from gpuact.torch import monitor"),
     ],
 )
 def test_the_examples_run(library, first):
@@ -62,6 +63,9 @@ def test_the_examples_run(library, first):
     elif first == "from gpuact.torch import nn":
         assert list(names["replaced"]) == ["1"]
         assert bool(names["model"][1].weight.grad.abs().sum() > 0)
+    elif first == "from gpuact.torch import monitor":
+        assert f"\n{names['report'].sentence}\n" in README
+        assert [layer.dead for layer in names["report"].layers] == [0, 48]
     elif first == "from torch import":
         assert (names["attention"][..., 12:] == 0).all()
         assert names["attention"].sum(-1).ravel().tolist() == pytest.approx([1.0] * 128)

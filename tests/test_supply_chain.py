@@ -153,6 +153,8 @@ EXCEPTIONS = {
     ("bench/worker.py", "os._exit"): "its end where a lost device would not let it end",
     ("bench/vocab_parallel.py", "write_text"): "5 to /proc/self/clear_refs: forget the peak",
     ("gpuact/cli.py", "savefig"): "the picture that `plot -o FILE` is asked for",
+    ("gpuact/torch/health.py", "savefig"): "the picture that `report.plot` is asked for",
+    ("gpuact/torch/health.py", "write_text"): "the JSON that `report.save` is asked for",
 }
 
 

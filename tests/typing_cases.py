@@ -9,6 +9,9 @@ import numpy.typing as npt
 import torch
 
 import gpuact
+import gpuact.torch
+from gpuact.torch.health import Report
+from gpuact.torch.watching import Monitor
 
 Single = npt.NDArray[np.float32]
 
@@ -72,6 +75,14 @@ def torch_tensors(x: torch.Tensor, classes: torch.Tensor) -> None:
         gpuact.cross_entropy(x, classes, return_lse=True), tuple[torch.Tensor, torch.Tensor]
     )
     assert_type(gpuact.cross_entropy_with_grad(x, x), tuple[torch.Tensor, torch.Tensor])
+
+
+def monitors(model: torch.nn.Module) -> None:
+    assert_type(gpuact.torch.monitor(model, every=5), Monitor)
+    with gpuact.torch.monitor(model) as watch:
+        assert_type(watch, Monitor)
+    assert_type(watch.report(), Report)
+    assert_type(watch.report(reset=False).sentence, str)
 
 
 def unknown_arrays(x: Any) -> None:

@@ -7,6 +7,7 @@ listed in `gpuact.torch.functional`. torch.jit.script does not take them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -28,7 +29,15 @@ __all__ = [
 ]
 
 
-class Sigmoid(torch.nn.Sigmoid):
+class Watchable:
+    """A module whose outputs `gpuact.torch.monitor` counts in the pass that computes them."""
+
+    # From the input the output, counted, or None where it cannot be. An instance has one of its own
+    # in a step that is looked at; else this attribute is all that being watched costs.
+    _watch: Callable[[Tensor], Tensor | None] | None = None
+
+
+class Sigmoid(torch.nn.Sigmoid, Watchable):
     """torch.nn.Sigmoid by `functional.sigmoid`: any shape, any dtype but complex.
 
     >>> import torch, gpuact.torch.nn
@@ -37,10 +46,12 @@ class Sigmoid(torch.nn.Sigmoid):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._watch is not None and (y := self._watch(input)) is not None:
+            return y
         return F.sigmoid(input)
 
 
-class Tanh(torch.nn.Tanh):
+class Tanh(torch.nn.Tanh, Watchable):
     """torch.nn.Tanh by `functional.tanh`: any shape, any dtype but complex.
 
     >>> import torch, gpuact.torch.nn
@@ -49,10 +60,12 @@ class Tanh(torch.nn.Tanh):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._watch is not None and (y := self._watch(input)) is not None:
+            return y
         return F.tanh(input)
 
 
-class ReLU(torch.nn.ReLU):
+class ReLU(torch.nn.ReLU, Watchable):
     """torch.nn.ReLU by `functional.relu`: any shape, any real dtype.
 
     >>> import torch, gpuact.torch.nn
@@ -61,10 +74,12 @@ class ReLU(torch.nn.ReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._watch is not None and (y := self._watch(input)) is not None:
+            return y
         return F.relu(input, self.inplace)
 
 
-class LeakyReLU(torch.nn.LeakyReLU):
+class LeakyReLU(torch.nn.LeakyReLU, Watchable):
     """torch.nn.LeakyReLU by `functional.leaky_relu`: any shape, any floating dtype.
 
     >>> import torch, gpuact.torch.nn
@@ -73,10 +88,12 @@ class LeakyReLU(torch.nn.LeakyReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._watch is not None and (y := self._watch(input)) is not None:
+            return y
         return F.leaky_relu(input, self.negative_slope, self.inplace)
 
 
-class PReLU(torch.nn.PReLU):
+class PReLU(torch.nn.PReLU, Watchable):
     """torch.nn.PReLU by `functional.prelu`: num_parameters is 1 or the size of input's dim 1.
 
     >>> import torch, gpuact.torch.nn
@@ -85,6 +102,8 @@ class PReLU(torch.nn.PReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._watch is not None and (y := self._watch(input)) is not None:
+            return y
         return F.prelu(input, self.weight)
 
 
