@@ -91,11 +91,6 @@ class ActivationStats:
         return self._read()[0]["mean"] if self.count else math.nan
 
     @property
-    def mean_there(self) -> Array:
-        """The mean as it stands on the device: 0-d, float64, and nobody waits."""
-        return self._moments[MOMENTS.index("mean")]
-
-    @property
     def std(self) -> float:
         return math.sqrt(self._share("m2"))
 

@@ -24,7 +24,9 @@ from tests.bounds import DTYPES, FORMATS
 from tests.harness import named
 from tests.libraries import Library, untouched, values
 from tests.libraries import layouts as layouts_of
+from tests.test_sass import launch_measured
 from tests.truth import Array
+from tests.workloads import LARGE, Arrays
 
 Bounds = tuple[float | None, float | None]
 
@@ -505,6 +507,45 @@ def test_traffic(backend, dtype, shape, monkeypatch, record_property):
     assert 0 < extra < EXTRA
     wide = sum(n for s in executor.stats for w, n in s.load_widths.items() if w == 16)
     assert wide * 16 == x.nbytes
+
+
+# Instructions an element of half types, and of float32, at 2²⁶ elements: at most what is measured
+# and 15 %. An H100 has the time of its copy for 39 and 78, an H200 for 27 and 54.
+BUDGET = {
+    ("cupy-ptx", "relu", "columns"): (21.5, 20.5),
+    ("cupy-ptx", "relu", "runs"): (25, 27),
+    ("cupy-ptx", "sigmoid", "columns"): (22.5, 38),
+    ("cupy-ptx", "sigmoid", "runs"): (26.5, 44.5),
+    ("triton-ptx", "relu", "columns"): (23, 22.5),
+    ("triton-ptx", "relu", "runs"): (30, 35),
+    ("triton-ptx", "sigmoid", "columns"): (30.5, 37.5),
+    ("triton-ptx", "sigmoid", "runs"): (37.5, 50.5),
+}
+SPECIAL = 3.6, 3.4
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ("bfloat16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float16", "float32"))),
+)
+@pytest.mark.parametrize(("backend", "name", "kind"), BUDGET)
+def test_machine_code(backend, name, kind, dtype, monkeypatch, record_property):
+    executor = harness.make(backend, monkeypatch, run=False)
+    arrays = Arrays(executor, dtype, LARGE, "flat" if kind == "columns" else "NCHW 56²")
+    shape = (1 << 16, 1024, 1) if kind == "columns" else (64, 256, 3136)
+    x, out = (a.reshape(shape) for a in (arrays.read("x"), arrays.written("out")))
+    state = executor.place(np.zeros(5)).native, executor.place(np.zeros(shape[1], np.uint8)).native
+    bounds = FUNCTIONS[name].saturated
+    executor.backend.observe(name, x, out, None, bounds, *state, executor.empty)
+    call = arrays.ready(lambda: None)
+    found = [m for launch in executor.launches for m in launch_measured(call, launch, 90)]
+    (one,) = found  # what adds up has no array of x's size
+    assert not one.faults
+    row = (name, kind, dtype, f"{one.instructions:.1f}", f"{one.special:.2f}")
+    table = f"machine code of statistics, {backend}: instructions an element"
+    record_property("table", (table, ("kernel", "tiles", "dtype", "all", "special"), row))
+    assert one.instructions <= BUDGET[backend, name, kind][dtype == "float32"]
+    assert one.special <= SPECIAL[dtype == "float32"]
 
 
 # -- the reference --------------------------------------------------------------------------------

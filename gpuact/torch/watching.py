@@ -165,7 +165,7 @@ class _Gathered:
             self.look, self.place = look, place
             self.looks += 1
         self.calls += 1
-        self.finite.add_(self.stats.mean_there.isfinite())
+        self.finite.add_(self.stats.moments[1].isfinite())
         if y.requires_grad:
             y.register_hook(partial(self.gradient, look))
         return first
