@@ -9,6 +9,7 @@ import json
 import os
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,9 @@ def perturbed(entry: Any) -> None:
         entry[last] += entry[last] / 16 + 1
 
 
+OF_STATS = ("activation_with_stats", "activation_stats")
 NUMBERS = [t.name for t in fuzz.targets_of_gpuact() if t.name not in fuzz.LIBRARYLESS]
+NUMBERS = [name for name in NUMBERS if name not in OF_STATS]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -202,6 +205,26 @@ def test_values_of_every_function_are_judged(name):
             if found.what == "wrong" and ("ulp" in found.detail or "came out" in found.detail):
                 noticed.add(at)
     assert noticed == seen
+
+
+@pytest.mark.parametrize("wrong", ("count", "mean", "m2", "zeros", "saturated", "alive"))
+@pytest.mark.parametrize("name", OF_STATS)
+def test_statistics_are_judged(name, wrong, monkeypatch):
+    backend = import_module("gpuact.backends.numpy")
+    observe = backend.observe
+
+    def plant(formula: Any, x: Any, *more: Any) -> None:
+        observe(formula, x, *more)
+        moments, alive = more[-3:-1]
+        if wrong == "alive":
+            alive[...] = 1 - alive
+        else:
+            moments[gpuact.stats.MOMENTS.index(wrong)] += 1 if wrong != "m2" else x.size * 1e6
+
+    monkeypatch.setattr(backend, "observe", plant)
+    target = next(t for t in fuzz.targets_of_gpuact() if t.name == name)
+    report = fuzz.here(60, 8, fuzz.Fuzz(["numpy"], {name: target.call}))
+    assert any("in agree" in outcome.detail for _, outcome in report.findings)
 
 
 LEARNED = {  # of the others the first argument alone has a gradient
