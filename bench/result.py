@@ -260,13 +260,13 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "cupy stats": (
         *_ELEMENTWISE_CUPY,
         *_FUSED_CUPY,  # a parameter is spelled there
-        *(f"cupy/{name}" for name in ("stats.py", "stats.cuh", "fold.cuh")),
+        *("tiles.py", *(f"cupy/{name}" for name in ("stats.py", "stats.cuh", "fold.cuh"))),
     ),
     "triton elementwise": _ELEMENTWISE_TRITON,
     "triton fused": (*_ROWS_TRITON, "triton/fused.py"),  # sums into one number run in rows.py
     "triton rows": (*_ROWS_TRITON, "triton/softmax.py"),
     "triton loss": (*_ROWS_TRITON, "triton/cross_entropy.py"),
-    "triton stats": (*_ELEMENTWISE_TRITON, "triton/stats.py"),
+    "triton stats": (*_ELEMENTWISE_TRITON, "tiles.py", "triton/stats.py"),
 }
 
 

@@ -82,7 +82,7 @@ def _descent(network: Network, rate: float, steps: int) -> dict[str, Any]:
     return {
         "steps": done if reached else None,  # None: not within so many
         "path over progress": path / progress if progress else None,
-        "reversals": reversals / max(1, done - 1),
+        "reversals": reversals / max(1, done - 1),  # steps against the one before
         "losses": losses,
     }
 
@@ -119,6 +119,10 @@ def _fewest(figures: Figures, name: str) -> list[float]:
     return [float(min((s for s in row if s), default=np.nan)) for row in at]
 
 
+def _turns(figures: Figures, name: str, rate: float) -> list[float]:
+    return [each["reversals"] for each in figures[f"{name}, rate {rate:g}"]]
+
+
 def _ratio(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
@@ -136,11 +140,29 @@ def _signs(figures: Figures, name: str, at: int) -> list[float]:
     return [each[at] for each in figures[f"{name}, same sign"]]
 
 
+def _zig_zag(figures: Figures, rate: float, core: bool) -> list[Check]:
+    return [
+        Check(
+            f"rate {rate:g}, steps back",
+            *(_turns(figures, "sigmoid", rate), "≥", 0.5),
+            "it turns more often than it goes on",
+            core=core,
+        ),
+        Check(
+            f"rate {rate:g}, path",
+            *(_over(figures, rate, "sigmoid − ½"), "≥", 1.2),
+            "a fifth more of a way than the same network centred",
+            core=core,
+        ),
+    ]
+
+
 def judge(figures: Figures) -> list[Finding]:
     means = {name: figures[f"{name}, means"] for name in NETWORKS}
     trained = {name: figures[f"{name}, means after training"] for name in NETWORKS}
     fewest = {name: _fewest(figures, name) for name in NETWORKS}
     most = "the majority of 64 random signs is 0.55"
+    small, middle, large = RATES[:3]
     return [
         Finding(
             "4a",
@@ -212,31 +234,40 @@ def judge(figures: Figures) -> list[Finding]:
         Finding(
             "4c",
             "So its descent zig-zags.",
-            f"descent on all images to a loss of {REACHED:g}: length of the path over the distance "
-            "covered, sigmoid's over that of sigmoid − ½ from the same function",
+            f"descent on all images to a loss of {REACHED:g}: share of steps against the one "
+            "before; and length of the path over the distance covered, sigmoid's over that of "
+            f"sigmoid − ½ from the same function; rate {large:g} is the quickest for both",
             [
-                Check(
-                    "rate 1",
-                    *(_over(figures, 1.0, "sigmoid − ½"), "≥", 1.2),
-                    "a fifth more of a way than the same network centred",
-                ),
-                Check(
-                    "rate 0.3",
-                    *(_over(figures, 0.3, "sigmoid − ½"), "≥", 1.2),
-                    "the same",
-                    core=False,
-                ),
+                check
+                for rate in (large, small)
+                for check in _zig_zag(figures, rate, core=rate == large)
             ],
             [
                 Fact(
-                    f"{name}, rate {rate:g}, path over distance",
-                    [real(e["path over progress"]) for e in figures[f"{name}, rate {rate:g}"]],
-                )
-                for rate in (0.3, 1.0)
-                for name in NETWORKS
+                    f"rate {large:g}, steps back of sigmoid − ½",
+                    _turns(figures, "sigmoid − ½", large),
+                    in_readme=True,
+                ),
+                *(
+                    Fact(
+                        f"rate {middle:g}, steps back of {name}",
+                        _turns(figures, name, middle),
+                        in_readme=True,
+                    )
+                    for name in NETWORKS
+                ),
+                *(
+                    Fact(
+                        f"rate {rate:g}, path over distance of {name}",
+                        [real(e["path over progress"]) for e in figures[f"{name}, rate {rate:g}"]],
+                    )
+                    for rate in (small, middle, large)
+                    for name in NETWORKS
+                ),
             ],
             condition="at large steps, too large along the direction that the mean makes steep; "
-            "at small ones nothing turns back",
+            f"at small ones nothing turns back. At rate {large:g} sigmoid − ½ turns as often, at "
+            f"rate {middle:g} tanh more often: what the mean adds is the length of the way",
         ),
         Finding(
             "4d",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import mean
 
 import numpy as np
@@ -107,6 +108,15 @@ def _first_over_last(figures: Figures, activation: str, gain: str) -> list[float
     return [each["norms"][0] / each["norms"][-1] for each in figures[name]]
 
 
+def _single(figures: Figures, activation: str, gain: str) -> list[float]:
+    """The largest factor between two neighbouring layers, in networks of any depth."""
+    names = [f"{activation}, gain {gain}, {depth} layers" for depth in depths(figures)]
+    return [
+        max(below / above for each in one for below, above in pairwise(each["norms"]))
+        for one in zip(*(figures[name] for name in names), strict=True)
+    ]
+
+
 def _trained(figures: Figures, activation: str, gain: str, what: str) -> list[list[float]]:
     return [each[what] for each in figures[f"{activation}, gain {gain}, trained"]]
 
@@ -159,7 +169,7 @@ def judge(figures: Figures) -> list[Finding]:
     return [
         Finding(
             "3a",
-            "Each layer of sigmoid multiplies the gradient by 0.25 at most.",
+            "On average a layer of sigmoid multiplies the gradient by 0.25 at most.",
             how,
             [
                 Check(
@@ -177,9 +187,12 @@ def judge(figures: Figures) -> list[Finding]:
                     core=False,
                 ),
             ],
-            [Fact("predicted for gain 4", predicted)],
+            [
+                Fact("largest of a single layer, gain 1", _single(figures, "sigmoid", "1"), True),
+                Fact("predicted for gain 4", predicted),
+            ],
             condition="of weights that keep a norm (gain 1); the factor is that of weights and "
-            "derivative together",
+            "derivative together, and a single layer's scatters around it",
         ),
         Finding(
             "3b",

@@ -232,7 +232,8 @@ def _shares(figures: Figures) -> Figure:
                 first = int(what == "losses")  # a loss is that of an epoch, a share between two
                 xs = range(first, first + len(found[0]))
                 lines.append(Line(f"weights × {scale}", look, xs, found))
-            panels.append(Panel(name, "epoch", up, lines, low=0))
+            title = f"{name}, × 1: gain {saturation.gain(name, 1):g}"
+            panels.append(Panel(title, "epoch", up, lines, low=0))
     return _drawn("Saturated units, and the loss meanwhile", panels)
 
 

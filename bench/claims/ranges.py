@@ -161,7 +161,8 @@ def judge_maximum(figures: Figures) -> list[Finding]:
         Finding(
             "8b",
             "gpuact's prelu and leaky_relu are right for any a.",
-            "those same a, every float16 value: distance from x > 0 ? x : ax in units of the last "
+            f"{few + len(LARGE)} slopes a from {number(SMALL[0])} to {LARGE[-1]:g} and one drawn "
+            "for each seed, every float16 value: distance from x > 0 ? x : ax in units of the last "
             "place, and of the derivative from 1 and a",
             [
                 Check(

@@ -21,28 +21,25 @@ SHOWN = {
 }
 
 
-def _titles(findings: Sequence[Finding]) -> list[str]:
-    """A line a claim: what became of its sentences."""
+def _found(finding: Finding) -> str:
+    """A sentence, and what became of it."""
+    verdict = f"**{finding.verdict}**{finding.told.removeprefix(finding.verdict)}"
+    return f"| {escaped(f'{finding.number} {finding.says}')} | {escaped(verdict)} |"
+
+
+def _sentences(findings: Sequence[Finding]) -> list[str]:
+    """Claim by claim."""
     lines = []
     for claim in CLAIMS:
-        mine = [finding for finding in findings if finding.number[:-1] == claim.number]
-        told = [
-            f"{verdict}: {', '.join(each.number for each in mine if each.verdict == verdict)}"
-            for verdict in VERDICTS
-            if any(each.verdict == verdict for each in mine)
-        ]
-        lines.append(f"| {claim.number} {escaped(claim.title)} | {'; '.join(told)} |")
+        lines.append(f"| **{claim.number} {escaped(claim.title)}** | |")
+        lines += [_found(each) for each in findings if each.number[:-1] == claim.number]
     return lines
 
 
-def _row(finding: Finding) -> str:
-    measured = [finding.how + ".", *(check.text for check in finding.checks)]
-    cells = (
-        escaped(f"{finding.number} {finding.says}"),
-        "<br>".join(map(escaped, measured)),
-        escaped(f"**{finding.verdict}**{finding.told.removeprefix(finding.verdict)}"),
-    )
-    return f"| {' | '.join(cells)} |"
+def _figures(finding: Finding) -> str:
+    facts = [fact.text for fact in finding.facts if fact.in_readme]
+    measured = [finding.how + ".", *(check.text for check in finding.checks), *facts]
+    return f"| {finding.number} | {'<br>'.join(map(escaped, measured))} |"
 
 
 def _counts(findings: Sequence[Finding]) -> str:
@@ -63,16 +60,16 @@ def _about(record: Record) -> str:
 
 
 def section(records: Sequence[Record], folder: Path = RESULTS) -> str:
-    """Markdown: the table, and the pictures that lie there."""
+    """Markdown: sentences, folded away what they were measured by, the pictures that lie there."""
     whole = [record for record in records if record.whole]
     if not whole:
         return f"{NONE}\n"
     newest = max(whole, key=lambda record: record.time)
-    lines = [_about(newest), "", "| what is claimed | found |", "| --- | --- |"]
-    lines += _titles(newest.findings)
-    lines += ["", "<details>", "<summary>Every sentence, its figures and limits</summary>", ""]
-    lines += ["| claim | measured | verdict |", "| --- | --- | --- |"]
-    lines += [*map(_row, newest.findings), "", "</details>"]
+    lines = [_about(newest), "", "| what is said | what is found |", "| --- | --- |"]
+    lines += _sentences(newest.findings)
+    lines += ["", "<details>", "<summary>Figures and limits of every sentence</summary>", ""]
+    lines += ["| | measured |", "| --- | --- |"]
+    lines += [*map(_figures, newest.findings), "", "</details>"]
     path = path_of(newest, folder)
     for name, words in SHOWN.items():
         picture = path.with_name(f"{path.stem}-{name}.png")

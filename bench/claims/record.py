@@ -111,7 +111,7 @@ def _values(values: Sequence[float | None]) -> list[float]:
 def _finding(told: dict[str, Any]) -> Finding:
     verdict = told.pop("verdict")
     checks = [Check(**{**one, "values": _values(one["values"])}) for one in told.pop("checks")]
-    facts = [Fact(one["what"], _values(one["values"])) for one in told.pop("facts")]
+    facts = [Fact(**{**one, "values": _values(one["values"])}) for one in told.pop("facts")]
     found = Finding(**told, checks=checks, facts=facts)
     if found.verdict != verdict:
         raise ValueError(f"{found.number}: the figures say {found.verdict!r}, not {verdict!r}")

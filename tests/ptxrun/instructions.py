@@ -394,12 +394,26 @@ def _sign(i: Instruction) -> Spec:
     return Spec((raw,), (raw,), fn)
 
 
+def halves(t: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of 16-bit integers on s16x2 or u16x2: on each half by itself."""
+    half = np.dtype("i2" if t[0] == "s" else "u2")
+
+    def each(a: Any, b: Any) -> Any:
+        x, y = (
+            np.ascontiguousarray(np.atleast_1d(v)).view(half) for v in np.broadcast_arrays(a, b)
+        )
+        return fn(x, y).view(np.uint32).reshape(np.shape(a) or np.shape(b))
+
+    return each
+
+
 @op("min max", "NaN ftz xorsign abs")
 def _minmax(i: Instruction) -> Spec:
     t, largest = i.types[0], i.op == "max"
     srcs = (t,) * (len(i.ops) - 1)
     if t not in FLOATS:
-        return Spec((t,), srcs, np.maximum if largest else np.minimum)
+        fn = np.maximum if largest else np.minimum
+        return Spec((t,), srcs, halves(t, fn) if t.endswith("x2") else fn)
     if t == "f32x2":
         raise i.unsupported()
 
@@ -517,9 +531,8 @@ def _arithmetic(i: Instruction) -> Spec:
         return _carry(i)
     if "relu" in i.mods or i.op == "fma" or (t.endswith("x2") and i.op != "add"):
         raise i.unsupported()
-    if t.endswith("x2"):  # the halves apart: what the lower one carries is lost
-        low, high = np.uint32(0xFFFF), np.uint32(0xFFFF0000)
-        return Spec((t,), (t, t), lambda a, b: ((a + b) & low) | (((a & high) + (b & high)) & high))
+    if t.endswith("x2"):
+        return Spec((t,), (t, t), halves(t, np.add))
     if i.op in INT_ADD:
         if "sat" not in i.mods:
             return Spec((t,), (t, t), INT_ADD[i.op])

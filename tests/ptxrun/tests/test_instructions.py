@@ -279,12 +279,15 @@ def test_votes_and_reductions():
         assert (unit(text, "b32", ("b32", x)) == np.asarray(want, "u4")).all(), text
 
 
-def test_packed_integers_are_added_apart():
+def test_packed_integers_are_halves():
     rng = np.random.default_rng(5)
     a, b = (rng.integers(0, 1 << 16, 2 * N).astype("u2") for _ in range(2))
-    for t in ("s16x2", "u16x2"):
-        got = unit(f"add.{t} d,$0,$1;", "b32", ("b32", a.view("u4")), ("b32", b.view("u4")))
-        assert (got.view("u2") == a + b).all()
+    for t, of in (("s16x2", "i2"), ("u16x2", "u2")):
+        for name, fn in (("add", np.add), ("min", np.minimum), ("max", np.maximum)):
+            got = unit(f"{name}.{t} d,$0,$1;", "b32", ("b32", a.view("u4")), ("b32", b.view("u4")))
+            assert (got.view("u2") == fn(a.view(of), b.view(of)).view("u2")).all()
+    got = unit("max.u16x2 d,$0,65537;", "b32", ("b32", (a & 1).view("u4")))
+    assert (got == 65537).all()
 
 
 def test_packed_compare_and_set():
