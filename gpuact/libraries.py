@@ -139,6 +139,10 @@ class Library:
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return self.xp.empty(tuple(shape), numpy_dtype(dtype))
 
+    def ordinary(self) -> AbstractContextManager[Any]:
+        """Memory that is made in here may be written to anywhere."""
+        return nullcontext()
+
     def empty_in_order(
         self, order: Sequence[int], shape: Sequence[int], dtype: str, like: Any
     ) -> Any:
@@ -399,6 +403,9 @@ class Torch(Library):
 
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:
         return self.xp.empty(tuple(shape), dtype=getattr(self.xp, dtype), device=like.device)
+
+    def ordinary(self) -> AbstractContextManager[Any]:
+        return cast(AbstractContextManager[Any], self.xp.inference_mode(False))
 
     def empty_in_order(
         self, order: Sequence[int], shape: Sequence[int], dtype: str, like: Any

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -30,15 +30,22 @@ MOMENTS = ("count", "mean", "m2", "zeros", "saturated")  # m2: Σ (y − mean)²
 class ActivationStats:
     """What a layer's outputs were like, over all calls gathered here; kept on the device.
 
-    To read a figure waits for the device once, and again after the next call that adds to it.
+    To read a figure waits for the device's current stream, and only that does.
 
     count: the elements seen, units: those along `channel_axis`. mean and std: of all elements, std
     with the divisor count. zeros: the share that is 0. saturated: the share where |f′| < 0.01, told
     from y: sigmoid and tanh near their bounds, relu at 0; never for linear, leaky_relu and prelu.
     dead: a boolean NumPy array, True for each unit that was saturated in every element seen: of
     relu those that gave nothing but 0. NaN is neither 0 nor saturated, and makes mean and std NaN.
-    Of nothing seen all shares are NaN and no unit is dead. std is infinite where squares exceed the
-    range of the computation (float32's for half types).
+    Of nothing seen all shares are NaN and no unit is dead. Where a sum or its squares exceed the
+    range of the computation (float32's for half types), mean and std are infinite or NaN.
+
+    moments: the device's own numbers, a float64 array of the library that came first: count, mean,
+    Σ (y − mean)², zeros and saturated elements. To look at it waits for nothing; it changes with
+    every call that is gathered here.
+
+    As with any memory, calls that share one must not run at once, in threads or on streams that do
+    not wait for each other. A checkpoint that computes an activation again counts it again.
 
     >>> import gpuact, numpy as np
     >>> y, stats = gpuact.activation_with_stats(np.array([[-1.0, 2.0], [-3.0, -4.0]]), "relu")
@@ -50,70 +57,64 @@ class ActivationStats:
 
     def __init__(self, activation: str, units: int, call: Call, bounds: Bounds) -> None:
         self.activation, self.units, self.bounds = activation, units, bounds
-        self._call = call
-        with call.on():
-            self._moments = call.empty((len(MOMENTS),), "float64")
+        with call.on(), call.library.ordinary():
+            self.moments: Array = call.empty((len(MOMENTS),), "float64")
             self._alive = call.empty((units,), "uint8")
+        self._call = replace(call, like=self.moments)  # what came may go
         self.reset()
 
     def reset(self) -> None:
         """Forget all that was seen."""
         with self._call.on():
-            for each in (self._moments, self._alive):
+            for each in (self.moments, self._alive):
                 self._call.library.copy(each, 0)
-        self._known: tuple[dict[str, float], npt.NDArray[np.bool_]] | None = None
 
-    @property
-    def moments(self) -> Array:
-        """The device's own numbers, float64, of the library that was counted first: count, mean,
-        Σ (y − mean)², zeros and saturated elements. To look at them waits for nothing; they change
-        with every call that is gathered here.
-        """
-        return self._moments
-
-    def _read(self) -> tuple[dict[str, float], npt.NDArray[np.bool_]]:
-        if self._known is None:
-            moments, alive = _on_host(self._moments), _on_host(self._alive)
-            found = dict(zip(MOMENTS, moments.tolist(), strict=True))
-            self._known = found, (alive == 0) & (found["count"] > 0)
-        return self._known
-
-    def _share(self, name: str) -> float:
-        found, _ = self._read()
-        return found[name] / found["count"] if found["count"] else math.nan
+    def _read(self) -> dict[str, float]:
+        """Waits for the device."""
+        count, mean, m2, zeros, saturated = _on_host(self.moments).tolist()
+        n = count or math.nan
+        return {
+            "count": count,
+            "mean": mean if count else math.nan,
+            "std": math.sqrt(m2 / n),
+            "zeros": zeros / n,
+            "saturated": saturated / n,
+        }
 
     @property
     def count(self) -> int:
-        return int(self._read()[0]["count"])
+        return int(self._read()["count"])
 
     @property
     def mean(self) -> float:
-        return self._read()[0]["mean"] if self.count else math.nan
+        return self._read()["mean"]
 
     @property
     def std(self) -> float:
-        return math.sqrt(self._share("m2"))
+        return self._read()["std"]
 
     @property
     def zeros(self) -> float:
-        return self._share("zeros")
+        return self._read()["zeros"]
 
     @property
     def saturated(self) -> float:
-        return self._share("saturated")
+        return self._read()["saturated"]
 
     @property
     def dead(self) -> npt.NDArray[np.bool_]:
-        return self._read()[1].copy()
+        dead: npt.NDArray[np.bool_] = _on_host(self._alive) == 0
+        return dead & (self.count > 0)
 
     def __repr__(self) -> str:
+        found = self._read()
         return (
-            f"ActivationStats({self.activation}, count={self.count}, mean={self.mean:.3g}, "
-            f"std={self.std:.3g}, zeros={self.zeros:.0%}, saturated={self.saturated:.0%}, "
-            f"dead={self.dead.sum()} of {self.units})"
+            f"ActivationStats({self.activation}, count={found['count']:.0f}, "
+            f"mean={found['mean']:.3g}, std={found['std']:.3g}, zeros={found['zeros']:.0%}, "
+            f"saturated={found['saturated']:.0%}, dead={self.dead.sum()} of {self.units})"
         )
 
-    def add(
+    def _add(
         self, call: Call, formula: str | None, x: Array, out: Array | None, parameter: Any
     ) -> None:
         """Count out = formula(x, parameter) in, and write it; without a formula x itself, which is
@@ -122,13 +123,12 @@ class ActivationStats:
         Arrays are the backend's own and (outer, units, inner), contiguous; a parameter is a number,
         an array of one a unit, or one of one alone.
         """
-        self._known = None
         if 0 in x.shape:
             return
-        known = call.native(self._moments), call.native(self._alive)
+        known = call.native(self.moments), call.native(self._alive)
         call.module.observe(formula, x, out, parameter, self.bounds, *known, call.scratch)
 
-    def takes(self, call: Call, activation: str, units: int) -> None:
+    def _takes(self, call: Call, activation: str, units: int) -> None:
         """Refuse an array that is another layer's."""
         mine, came = self._call, None
         if activation != self.activation:
@@ -163,7 +163,7 @@ class UnitView:
 
     @classmethod
     def of(cls, library: Library, x: Array, axis: int | None) -> UnitView:
-        """axis: of units; None if the array is one."""
+        """x is dense, or lies in no order of its own. axis: of units; None if the array is one."""
         strides = library.strides(x)
         order = tuple(sorted(range(x.ndim), key=lambda k: -strides[k]))
         if not library.is_contiguous(library.permute(x, order)):
@@ -194,7 +194,7 @@ def _gatherer(into: Any, call: Call, name: str, shape: Sequence[int], axis: int 
         return ActivationStats(name, units, call, FUNCTIONS[name].saturated)
     if not isinstance(into, ActivationStats):
         raise TypeError(f"into: {type(into).__name__} came, allowed is gpuact.ActivationStats")
-    into.takes(call, name, units)
+    into._takes(call, name, units)
     return into
 
 
@@ -202,8 +202,8 @@ def _not_watched(name: str, *operands: Any) -> None:
     """What is counted lies in memory: a trace has none."""
     if tracing(operands[0]) or calls.watched(*operands):
         raise TypeError(
-            f"{name}: a tensor came that torch.compile, torch.func or a class of its own sees to, "
-            "allowed is a plain one"
+            f"{name}: a tensor came that torch.compile, torch.func, forward mode, a dispatch mode "
+            "or a class of its own sees to, allowed is a plain one that nobody else watches"
         )
 
 
@@ -226,7 +226,7 @@ def count(stats: ActivationStats, call: Call, y: Array, axis: int | None) -> Non
     with call.on():
         y = call.native(y)
         library = cast(Library, library_of(y))
-        stats.add(call, None, UnitView.of(library, y, axis).view(library, y), None, None)
+        stats._add(call, None, UnitView.of(library, y, axis).view(library, y), None, None)
 
 
 def activation_with_stats(
@@ -237,9 +237,11 @@ def activation_with_stats(
     params = {"weight": weight, "negative_slope": negative_slope, "scale": 1.0, "bias": 0.0}
     params = {name: params[name] for name in function.forward.parameters}
     _not_watched("x", x, *params.values())
-    integers = "refused" if function.integers == "refused" else "float32"
     channel_axis = arguments.whole("channel_axis", channel_axis)
-    call, x, *ready = calls.looked_at(function, function.forward, x, params, channel_axis, integers)
+    call, x, *ready = calls.looked_at(
+        function, function.forward, x, params, channel_axis, function.integers
+    )
+    x = arguments.floating("x", call.library, x)
     axis = _axis(channel_axis, x.ndim)
     stats: ActivationStats = _gatherer(into, call, activation, x.shape, axis)
     watching = Watching(stats, call, function.forward, axis)
@@ -271,13 +273,12 @@ class Watching:
                 count(self.stats, call, y, self.axis)
                 return y
         with call.on():
-            given = call.native(x)
+            y = library.empty_like(x, library.dtype(x))
+            given, out = call.native(x), call.native(y)
             backend = cast(Library, library_of(given))
-            view = UnitView.of(backend, given, self.axis)
-            y = library.empty_in_order(view.order, x.shape, library.dtype(x), x)
-            written = view.view(backend, call.native(y))
-            seen = view.view(backend, given)
-            self.stats.add(call, formula, seen, written, call.native(parameter))
+            view = UnitView.of(backend, out, self.axis)
+            arrays = (view.view(backend, given), view.view(backend, out))
+            self.stats._add(call, formula, *arrays, call.native(parameter))
         return y
 
     def _of_units(self, p: Any, x: Array) -> Any:

@@ -7,7 +7,9 @@ additions and merges that an element goes through.
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,8 @@ import pytest
 
 import gpuact
 from gpuact import reference
-from gpuact.backends import tiles
 from gpuact.catalogue import FUNCTIONS
+from gpuact.kernels import tiles
 from tests import harness
 from tests.bounds import DTYPES, FORMATS
 from tests.harness import named
@@ -192,7 +194,7 @@ def test_programs_of_several_tiles(executor, name, shape, monkeypatch):
     """As of arrays of 70 MB and more."""
     monkeypatch.setattr(tiles, "PROGRAMS", 2)
     x = outputs(shape, "float32")
-    cut = tiles.tiles(*shape, 4)
+    cut = tiles.tiles(*shape, 4, 4)
     assert cut.chunk > tiles.ROWS
     bounds = FUNCTIONS[name].saturated
     check(observe(executor, None if name == "linear" else name, x, None, bounds), bounds)
@@ -208,6 +210,54 @@ def test_offsets_of_64_bits(executor, shape, monkeypatch):
     x = outputs(shape, "float32")
     slopes = PARAMETERS["one a unit"](x)
     check(observe(executor, "leaky_relu", x, slopes, RELU), RELU)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_one_element_makes_a_unit_live(executor, shape):
+    """Wherever it lies."""
+    rng = np.random.default_rng(3)
+    x = np.full(shape, -1.0, np.float32)
+    lives = rng.random(shape[1]) < 0.5
+    where = rng.integers(shape[0], size=shape[1]), np.arange(shape[1])
+    x[(*where, rng.integers(shape[2], size=shape[1]))] = np.where(lives, 1, -1)
+    found = observe(executor, None, x, None, RELU, writes=False)
+    assert found.alive.tolist() == lives.astype(int).tolist()
+
+
+@pytest.mark.parametrize("shape", ((2, 3, 701), (1, 1, 513), (9, 131, 1)))
+def test_the_last_element_makes_a_unit_live(executor, shape):
+    """Where the end cuts a pack."""
+    x = -np.ones(shape, np.float32)
+    x.reshape(-1)[-1] = 1
+    check(observe(executor, None, x, None, RELU, writes=False), RELU)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+def test_squares_that_overflow(executor, dtype):
+    """Infinite is what is too large; a mean that is not, is right; nothing becomes NaN."""
+    large = 1e20 if dtype == "float32" else 1e200
+    x = np.array([large, -large], dtype).repeat(600).reshape(300, 4, 1)
+    found = observe(executor, None, x, None, (None, None), writes=False)
+    assert found.moments[2] == np.inf
+    assert abs(found.moments[1]) <= 1e-5 * large
+    level = observe(executor, None, np.full_like(x, large), None, (None, None), writes=False)
+    assert level.moments[1] == pytest.approx(large, rel=1e-5)
+    assert not np.isnan(level.moments[2])
+
+
+def test_programs_that_see_nothing(executor):
+    """The last row ends before some of them begin."""
+    check(observe(executor, "relu", outputs((2049, 10, 1), "float32"), None, RELU), RELU)
+
+
+@pytest.mark.parametrize("behind", (1, 2, 4))
+@pytest.mark.parametrize("shape", ((45, 24, 1), (3, 5, 700), (9, 131, 1)))
+def test_misaligned(executor, shape, behind):
+    """Narrow packs, of which a program takes more."""
+    flat = np.empty(math.prod(shape) + behind, np.float16)
+    x = flat[behind:].reshape(shape)
+    x[...] = outputs(shape, "float16")
+    check(observe(executor, "relu", x, None, RELU), RELU)
 
 
 @pytest.mark.parametrize("special", ([np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]))
@@ -352,10 +402,46 @@ def test_nothing_is_read_before_it_is_asked_for(lib: Library, monkeypatch):
     x = lib.place(values((9, 4), "float32", 0, FEW)).native
     _, stats = gpuact.activation_with_stats(x, "relu")
     gpuact.activation_stats(x, "relu", into=stats)
+    assert stats.moments.shape == (5,)
     assert read == []
     assert (stats.count, stats.units, stats.dead.shape) == (72, 4, (4,))
-    repr(stats)
-    assert len(read) == 2
+    assert read
+
+
+def test_what_was_looked_at_may_go():
+    """Neither the arrays nor their graph are kept with the statistics."""
+    torch = pytest.importorskip("torch")
+    x = torch.ones(4, 3, requires_grad=True) * 2
+    gone = weakref.ref(x)
+    y, stats = gpuact.activation_with_stats(x, "relu")
+    also = weakref.ref(y)
+    kept = gpuact.activation_stats(y)
+    del x, y
+    gc.collect()
+    assert gone() is also() is None
+    assert stats.count == kept.count == 12
+
+
+def test_inference_mode():
+    torch = pytest.importorskip("torch")
+    with torch.inference_mode():
+        _, stats = gpuact.activation_with_stats(torch.ones(4, 3), "relu")
+    gpuact.activation_with_stats(torch.ones(4, 3, requires_grad=True), "relu", into=stats)
+    assert (stats.count, stats.mean) == (24, 1)
+    stats.reset()
+    assert stats.count == 0
+    with torch.inference_mode():
+        gpuact.activation_stats(torch.ones(4, 3), "relu", into=stats)
+    assert stats.count == 12
+
+
+def test_outputs_lie_as_the_plain_functions(lib: Library):
+    x = lib.place(values((4, 6, 8), "float32", 5, FEW).transpose(2, 0, 1)[::2]).native
+    y, stats = gpuact.activation_with_stats(x, "relu", channel_axis=1)
+    plain = gpuact.relu(x)
+    assert (y == plain).all()
+    assert lib.executor.to_numpy(y).strides == lib.executor.to_numpy(plain).strides
+    seen(stats, lib.executor.to_numpy(y), 1)
 
 
 def test_integers_are_float32(lib: Library):
@@ -436,6 +522,11 @@ REFUSED = {
         TypeError,
         "^x: dtype int64 came, allowed are float16",
     ),
+    "bools": (
+        lambda x: gpuact.activation_with_stats(x > 0, "relu"),
+        TypeError,
+        "^x: dtype bool came, allowed are float16, bfloat16, float32, float64, integers$",
+    ),
     "statistics of something else": (
         lambda x: gpuact.activation_stats(x, into={}),
         TypeError,
@@ -471,7 +562,7 @@ def test_statistics_stay_where_they_are():
 def test_what_has_no_memory_is_refused():
     torch = pytest.importorskip("torch")
     x = torch.ones(2, 3)
-    match = "^[xy]: a tensor came that torch.compile, torch.func or a class of its own sees to, "
+    match = "^[xy]: a tensor came that torch.compile, torch.func, forward mode, a dispatch mode or"
     with pytest.raises(TypeError, match=match):
         torch.func.vmap(lambda x: gpuact.activation_with_stats(x, "relu")[0])(x)
     with pytest.raises(TypeError, match=match):
@@ -483,17 +574,19 @@ def test_what_has_no_memory_is_refused():
 # -- what it costs --------------------------------------------------------------------------------
 
 EXTRA = 0.005  # of the plain activation's bytes
-LAYER = (1024, 1024, 1)
+# Of outputs whose end cuts a pack and whose units fill no bytes: eight read each byte of bits.
+ODD_EXTRA = 0.011
 TRAFFIC = {
-    "1024×1024": LAYER,
-    "16×64×32×32": (16, 64, 1024),
+    "1024×1024": ((1024, 1024, 1), EXTRA),
+    "16×64×32×32": ((16, 64, 1024), EXTRA),
+    "1023×1025": ((1023, 1025, 1), ODD_EXTRA),
 }
 
 
-@pytest.mark.parametrize("shape", TRAFFIC.values(), ids=TRAFFIC)
+@pytest.mark.parametrize(("shape", "allowed"), TRAFFIC.values(), ids=TRAFFIC)
 @pytest.mark.parametrize("dtype", ("bfloat16", "float16", "float32"))
 @pytest.mark.parametrize("backend", ("cupy-ptx", "triton-ptx"))
-def test_traffic(backend, dtype, shape, monkeypatch, record_property):
+def test_traffic(backend, dtype, shape, allowed, monkeypatch, record_property):
     """All that both kernels ask for, over what the activation reads and writes."""
     executor = harness.make(backend, monkeypatch)
     executor.options.update(stats=True, racecheck=False)
@@ -504,9 +597,9 @@ def test_traffic(backend, dtype, shape, monkeypatch, record_property):
     table = "traffic of statistics: bytes beyond the plain activation's"
     row = (backend, dtype, "×".join(map(str, shape)), f"{extra:.3%}")
     record_property("table", (table, ("backend", "dtype", "outputs", "more"), row))
-    assert 0 < extra < EXTRA
+    assert 0 < extra < allowed
     wide = sum(n for s in executor.stats for w, n in s.load_widths.items() if w == 16)
-    assert wide * 16 == x.nbytes
+    assert wide * 16 >= 0.99 * x.nbytes  # but for a tile that has an end which cuts a pack
 
 
 # Instructions an element of half types, and of float32, at 2²⁶ elements: at most what is measured

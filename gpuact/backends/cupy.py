@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..fusion import Fusion
+from ..kernels.tiles import tiles
 from ..scores import Scores
-from .tiles import tiles
 
 Array = Any  # cupy.ndarray: CuPy has no types, and may not be there
 Empty = Callable[[tuple[int, ...], str], Array]
@@ -359,8 +359,9 @@ def observe(
     def make(own: Sequence[Any], empty: Empty) -> Iterable[Any]:
         x, out, array, *known = own
         outer, units, inner = x.shape
+        whole = 16 // x.itemsize
         places = [address(each) // x.itemsize for each in (x, out) if each is not None]
-        cut = tiles(outer, units, inner, gcd(16 // x.itemsize, x.size, *places))
+        cut = tiles(outer, units, inner, gcd(whole, *places), whole)
         given = float(parameter) if isinstance(parameter, float) else array
         launches: Iterable[Any] = _kernels().stats.launches(
             formula, x, out, given, bounds, *known, cut, empty

@@ -8,6 +8,7 @@ them, and large arrays are shared among threads, for ufuncs release the interpre
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -318,7 +319,8 @@ def observe(
     """out = formula(x, parameter), and what it is like: counted onto moments, noted in alive."""
     compute = compute_dtype(x.dtype)
     pieces = [where for where, _ in _contiguous_pieces(x.shape)]
-    found: list[tuple[Any, Array]] = [((), alive)] * len(pieces)
+    found: list[Any] = [()] * len(pieces)
+    noting = Lock()
     slopes = parameter
     if isinstance(parameter, np.ndarray):
         slopes = parameter.reshape(1, -1, 1).astype(compute, copy=False)
@@ -336,15 +338,13 @@ def observe(
         if out is not None:
             out[where] = y
             y = out[where].astype(compute, copy=False)  # as it was rounded
-        found[k] = reference.statistics(y, *bounds)
+        found[k], units = reference.statistics(y, *bounds)
+        with noting:
+            alive[where[1] if len(where) > 1 else slice(None)] |= units
 
     _share(work, range(len(pieces)), x.size)
     with np.errstate(all="ignore"):
-        seen = tuple(moments.tolist())
-        for where, (numbers, units) in zip(pieces, found, strict=True):
-            seen = reference.merged(seen, numbers)
-            alive[where[1] if len(where) > 1 else slice(None)] |= units
-        moments[...] = seen
+        moments[...] = functools.reduce(reference.merged, found, tuple(moments.tolist()))
 
 
 def reduce(formula: str, arrays: Sequence[Array], out: Array, empty: Empty) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import gcd, nan, prod
+from math import nan, prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from .tiles import WARP, tiles
+from ..kernels.tiles import WARP, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -878,13 +878,15 @@ def _observing(
     outer, units, inner = x.shape
     size, device = x.numel(), x.get_device()
     pack, _ = _packs([x] if out is None else [x, out], shift=False)
-    cut = tiles(outer, units, inner, gcd(pack, size))
+    cut = tiles(outer, units, inner, pack, 16 // x.element_size())
     saturates = None if bounds == (None, None) else "below" if bounds[1] is None else "outside"
     kind = None if parameter is None else "number"
     if parameter is not None and not isinstance(parameter, float):
         kind = "element" if parameter.numel() == 1 else "units"
     dtype = _compute(x.dtype)
     index = _index((cut.rows + cut.chunk) * cut.pitch)
+    tail = size % cut.pack > 0
+    rows, warps, registers = stats.TILES[tail]
     pass_over = Plan(
         stats.observe,
         (cut.across, cut.chunks, 1),
@@ -895,18 +897,20 @@ def _observing(
             "RUNS": None if not cut.runs else "any" if inner % cut.pack else "packs",
             "INDEX": index,
             "DTYPE": _triton_dtype(dtype),
-            "ROWS": stats.ROWS,
+            "TAIL": tail,
+            "ROWS": rows,
             "WARP": WARP,
             "PACK": cut.pack,
         },
-        stats.WARPS,
+        warps,
         (size, cut.pitch, cut.rows, cut.chunk, units, inner, cut.programs),
         device,
-        registers=stats.REGISTERS[dtype],
+        registers=registers,
     )
+    entries, lanes = stats.folding(cut.reach * (outer if cut.runs else cut.chunks * cut.repeats))
     fold = Plan(
         stats.fold,
-        (1 + -(-units // (cut.together * stats.ENTRIES)), 1, 1),
+        (1 + -(-units // (cut.together * entries)), 1, 1),
         {
             "SATURATES": saturates,
             "RUNS": cut.runs,
@@ -914,8 +918,8 @@ def _observing(
             "INDEX": index,
             "COLUMNS": cut.columns,
             "MERGE": stats.MERGE,
-            "ENTRIES": stats.ENTRIES,
-            "LANES": stats.LANES,
+            "ENTRIES": entries,
+            "LANES": lanes,
         },
         stats.FOLD_WARPS,
         (cut.programs, cut.chunks, cut.octets, outer, units, inner, cut.repeats, cut.reach),

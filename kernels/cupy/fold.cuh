@@ -2,7 +2,7 @@
 //
 // The first block adds up the programs' numbers, in double; each other block looks after some
 // groups of units, a column of threads a group. A group is one unit, or eight that have a bit each
-// in every byte.
+// in every byte. INDEX is unsigned and of twice the range of a group's bytes.
 
 namespace gpuact {
 
@@ -13,11 +13,11 @@ constexpr int AT_ONCE = 4;  // bytes of a thread on their way, before it looks w
 struct Flags {
   const unsigned char* data;
   long long octets, units, inner;  // bytes of a chunk's bits
-  unsigned reach, repeats;         // bytes, or rows, that one run is in at most; periods of a row
+  INDEX reach, repeats;            // bytes, or rows, that one run is in at most; periods of a row
   int together, columns;           // units of a group; the binary logarithm of a program's columns
 
   // Of run number k / reach of a unit, row k % reach: whether an element was alive.
-  __device__ unsigned of_runs(long long unit, unsigned k) const {
+  __device__ unsigned of_runs(long long unit, INDEX k) const {
     const long long begin = (k / reach * units + unit) * inner;
     const long long row = (begin >> columns) + k % reach;
     if (row << columns >= begin + inner) return 0;
@@ -25,8 +25,8 @@ struct Flags {
   }
 
   // Byte k % reach of a group's bits, once for each period of each chunk.
-  __device__ unsigned of_columns(long long group, unsigned k) const {
-    const unsigned period = k / reach % repeats, chunk = k / reach / repeats;
+  __device__ unsigned of_columns(long long group, INDEX k) const {
+    const INDEX period = k / reach % repeats, chunk = k / reach / repeats;
     const long long length = together * inner;
     const long long begin = period * (units * inner) + group * length;
     const long long octet = (begin >> 3) + k % reach;
@@ -92,18 +92,18 @@ __device__ void fold_moments(const C* parts, double* moments, long long programs
   }
 }
 
-__device__ void fold_flags(const Flags& flags, int runs, unsigned slots, long long group,
+__device__ void fold_flags(const Flags& flags, int runs, INDEX slots, long long group,
                            unsigned char* alive) {
   __shared__ unsigned char parts[THREADS];
   const int x = threadIdx.x, y = threadIdx.y;
   const unsigned all = flags.together == 8 ? 0xff : 1;
   const bool here = group * flags.together < flags.units;
   unsigned found = flags.data == nullptr ? all : 0;
-  for (unsigned k = y; here && found != all && k < slots; k += AT_ONCE * blockDim.y) {
+  for (INDEX k = y; here && found != all && k < slots; k += AT_ONCE * blockDim.y) {
     unsigned bits = 0;
 #pragma unroll
     for (int i = 0; i < AT_ONCE; ++i) {
-      const unsigned slot = k + i * blockDim.y;
+      const INDEX slot = k + i * blockDim.y;
       if (slot < slots) {
         bits |= runs ? flags.of_runs(group, slot) : flags.of_columns(group, slot);
       }
@@ -133,7 +133,7 @@ fold(const C* parts, const unsigned char* flags, double* moments, unsigned char*
   if (blockIdx.x == 0) {
     fold_moments(parts, moments, programs);
   } else {
-    const Flags left = {flags, octets, units, inner, (unsigned)reach, (unsigned)repeats,
+    const Flags left = {flags, octets, units, inner, (INDEX)reach, (INDEX)repeats,
                         together, columns};
     const long long group = (blockIdx.x - 1) * (long long)blockDim.x + threadIdx.x;
     fold_flags(left, runs, slots, group, alive);

@@ -1,6 +1,6 @@
 // An activation whose outputs are looked at on their way: what a layer is like, for no traffic.
 //
-// Memory is cut into rows, and those into columns (gpuact/backends/tiles.py says how). A program of
+// Memory is cut into rows, and those into columns (kernels/tiles.py says how). A program of
 // `observe` goes through its rows, EACH to a warp at a time, and of each row a pack to a thread. It
 // leaves five numbers, and bits: where an element was alive, which is not saturated. `fold`
 // (fold.cuh) adds these onto what is known already. Neither has atomics, and all orders are fixed:
@@ -19,6 +19,9 @@ constexpr int WARP = 32, WARPS = THREADS / WARP;
 constexpr int EACH = 4;             // packs of a thread, all loaded before one is stored
 constexpr int ROWS = WARPS * EACH;  // of a step
 constexpr int COLUMNS = WARP * WIDTH;
+// Five blocks of an SM: 40 KB are on their way, and a thread has 96 registers: with the 80 that six
+// blocks would leave, half types spill on sm_100 and later. Doubles counted in 64 bits need 128.
+constexpr int BLOCKS = sizeof(C) + sizeof(INDEX) < 16 ? 5 : 4;
 constexpr unsigned ALL = ~0u, PACK_BITS = (1u << WIDTH) - 1;  // lanes of a warp; of a pack
 static_assert(EACH * WIDTH <= 32, "a thread's elements of a step have a bit each in a word");
 
@@ -207,7 +210,7 @@ struct Program {
   PARAMETER parameter;
   Bounds bounds;
   Channels channels;
-  INDEX size, pitch, column;
+  INDEX size, pitch, column;  // size: of whole packs
   Moments moments;
   int zeros = 0, alive = 0, seen = 0;  // elements
   unsigned lives = 0;                  // where one was alive, of EACH rows
@@ -221,7 +224,9 @@ struct Program {
 #pragma unroll
     for (int k = 0; k < EACH; ++k) {
       at[k] = (first + k) * pitch + column;
-      inside[k] = WHOLE || (first + k < end && column < pitch && at[k] < size);
+      // a row of runs is one tile, and behind `end` there is one only where the array has ended
+      const bool in_tile = RUNS || (first + k < end && column < pitch);
+      inside[k] = WHOLE || (in_tile && at[k] < size);
       if (inside[k]) pack[k] = read(x + at[k]);
     }
     Moments part;
@@ -279,12 +284,51 @@ struct Program {
         const unsigned before = __reduce_or_sync(ALL, live & former);
         const unsigned behind = __reduce_or_sync(ALL, live & ~former);
         const int k = threadIdx.x % WARP;
-        const unsigned row = PACK_BITS << (k * WIDTH);
         if (k < EACH && first + k < end) {
+          const unsigned row = PACK_BITS << (k * WIDTH);
           flags[first + k] = ((before & row) != 0) + 2 * ((behind & row) != 0);
         }
       }
     }
+  }
+
+  // The pack that the array's end cuts, so many elements of it: whether one was alive.
+  __device__ bool tail(int there) {
+    Pack<Y> pack = {};
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) {
+      if (j < there) pack.of[j] = x[size + j];
+    }
+    const Meeting meeting(channels, size - column);
+    parameter.load(0, meeting, column);
+    Moments part;
+    part.n = C(there);
+    unsigned live = 0;
+    C sum = 0;
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) {
+      if constexpr (COMPUTES) {
+        pack.of[j] = as<Y>(activate(value(pack, j), parameter.value(0, j)));
+      }
+      if (j < there) {
+        if constexpr (WRITES) out[size + j] = pack.of[j];
+        const C y = value(pack, j);
+        sum += y;
+        zeros += is_zero(y);
+        if (SATURATES != NOTHING && !bounds.beyond(y)) live |= 1u << j;
+      }
+    }
+    part.mean = sum * quotient<C>(C(1), part.n);
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) {
+      const C apart = value(pack, j) - part.mean;
+      if (j < there) part.m2 += apart * apart;
+    }
+    moments.merge(part);
+    seen += there;
+    alive += __popc(live);
+    lives |= live;
+    return live != 0;
   }
 };
 
@@ -310,9 +354,7 @@ __device__ void write_octets(unsigned lives, unsigned char* octets) {
 
 }  // namespace gpuact
 
-// Five blocks of an SM: 40 KB are on their way, and a thread has 96 registers: with the 80 that six
-// blocks would leave, half types spill on sm_100 and later.
-extern "C" __global__ void __launch_bounds__(gpuact::THREADS, 5)
+extern "C" __global__ void __launch_bounds__(gpuact::THREADS, gpuact::BLOCKS)
 observe(const Y* x, Y* out, C* parts, unsigned char* flags, const P* parameter, double number,
         C low, C high, long long size, long long pitch, long long rows, long long chunk,
         long long inner, unsigned long long inner_factor, long long units,
@@ -328,11 +370,17 @@ observe(const Y* x, Y* out, C* parts, unsigned char* flags, const P* parameter, 
                   PARAMETER(parameter, number),
                   {low, high},
                   channels,
-                  (INDEX)size,
-                  (INDEX)pitch,
+                  (INDEX)(size - size % WIDTH),
+                  RUNS ? COLUMNS : (INDEX)pitch,
                   begin + lane * WIDTH};
   mine.parameter.start(channels, mine.column);
   const INDEX first = blockIdx.y * chunk, end = min(first + chunk, rows);
+  // What the last row has behind all packs is one thread's, of the warp with the fewest rows.
+  bool tail = false;
+  if (warp == WARPS - 1 && end == rows && mine.size < size &&
+      (end - 1) * mine.pitch + mine.column == mine.size) {
+    tail = mine.tail(size - mine.size);
+  }
   for (INDEX row = first; row < end; row += ROWS) {
     const INDEX last = (row + (ROWS - 1)) * mine.pitch + begin + COLUMNS;
     if (row + ROWS <= end && begin + COLUMNS <= mine.pitch && last <= mine.size) {
@@ -358,6 +406,8 @@ observe(const Y* x, Y* out, C* parts, unsigned char* flags, const P* parameter, 
     counts[1][warp] = sums[1];
   }
   __syncthreads();
+  // Another warp has written this. The row is all of the last run, which is no shorter.
+  if (RUNS && tail) flags[rows - 1] |= 1;
   if (warp == 0) {
     Moments all;
     int zeros = 0, beyond = 0;

@@ -13,7 +13,7 @@ from . import Launch, compute_name, raw_module, text
 from .elementwise import NARROW, factor
 
 if TYPE_CHECKING:
-    from ...backends.tiles import Tiles
+    from ..tiles import Tiles
 
 OBSERVE_THREADS, FOLD_THREADS = 128, 256  # of a block; stats.cuh and fold.cuh have them too
 # Bytes for a thread of `fold`, as many as it loads at once; of more, a unit has more threads.
@@ -49,8 +49,8 @@ def module(
 
 
 @cache
-def fold_module(compute: str) -> Any:
-    return raw_module({"C": compute}, _header("fold"))
+def fold_module(compute: str, index: str) -> Any:
+    return raw_module({"C": compute, "INDEX": index}, _header("fold"))
 
 
 def _header(name: str) -> str:
@@ -73,17 +73,17 @@ def launches(
     compute = compute_name(x.dtype.name)
     low, high = [np.dtype(compute).type(nan if bound is None else bound) for bound in bounds]
     saturates = "NOTHING" if bounds == (None, None) else "BELOW" if bounds[1] is None else "OUTSIDE"
-    index = 64 if cut.rows * cut.pitch > NARROW else 32
+    bits = 64 if cut.rows * cut.pitch > NARROW else 32
+    index = f"uint{bits}"
     kind = _kind(parameter, cut.runs)
     array, number = (None, parameter) if kind == NUMBER else (parameter, 0.0)
     dtype = x.dtype.name if array is None else array.dtype.name
     kernels = module(
-        formula, x.dtype.name, (kind, dtype), saturates, out is not None, cut.runs, cut.pack,
-        f"uint{index}",
+        formula, x.dtype.name, (kind, dtype), saturates, out is not None, cut.runs, cut.pack, index
     )  # fmt: skip
     parts = empty((5, cut.programs), compute)
     flags = None if saturates == "NOTHING" else empty((cut.flags,), "uint8")
-    divisors = [n for d in (inner, units) for n in (d, np.uint64(factor(d, index)))]
+    divisors = [n for d in (inner, units) for n in (d, np.uint64(factor(d, bits)))]
     args = (x, out, parts, flags, array, number, low, high)
     geometry = (x.size, cut.pitch, cut.rows, cut.chunk, *divisors)
     yield Launch(
@@ -101,7 +101,7 @@ def launches(
     geometry = (cut.programs, cut.octets, units, inner, slots, cut.reach, cut.repeats)
     kinds = map(np.int32, (cut.runs, cut.together, cut.columns.bit_length() - 1))
     args = (parts, flags, moments, alive, *geometry, *kinds)
-    yield Launch(fold_module(compute), "fold", (blocks,), (across, lanes), args)
+    yield Launch(fold_module(compute, index), "fold", (blocks,), (across, lanes), args)
 
 
 def _kind(parameter: Any, runs: bool) -> str:

@@ -1,6 +1,6 @@
 """An activation whose outputs are looked at on their way: what a layer is like, for no traffic.
 
-`observe` goes through tiles (gpuact/backends/tiles.py says how memory is cut) and leaves for each
+`observe` goes through tiles (kernels/tiles.py says how memory is cut) and leaves for each
 program count, mean, Σ (y − mean)², zeros and saturated elements of what it saw, and bits: where an
 element was alive, which is not saturated. `fold` adds these onto what is known already. The mean is
 a pack's first, with squares about it, so nothing cancels; packs at the same place of tiles are
@@ -12,18 +12,22 @@ import triton.language as tl
 
 from .formulas import reciprocal, rounded
 
-ROWS = 16  # looked at together: a tile of 8 KiB, 32 bytes a thread on their way
-WARPS = 8
-# Of a thread: three blocks share an SM then, 24 KiB on their way, and one loads while another adds
-# up. Left to itself a half type's takes 110, and with 64 some spill.
-REGISTERS = {"float32": 80, "float64": 128}
-ENTRIES, LANES = 8, 128  # of `fold`: units, and what each has, that are looked at together
+# Rows that are looked at together, warps, and registers of a thread at most, by TAIL. 32 bytes a
+# thread are on their way. Two blocks of the former share an SM, three of the latter, and one loads
+# while another adds up; with fewer registers half types spill, on some GPUs.
+TILES = {False: (16, 8, 128), True: (8, 4, 168)}
 MERGE = 1024  # programs' numbers that are added up together
 FOLD_WARPS = 4
-# An element is told by 1 if it is 0, and BEYOND if it is saturated: a tile has fewer elements than
-# that, so that one sum counts both, and what is least tells whether all are saturated.
+# An element is told by 1 if it is 0, and BEYOND if it is saturated: one sum counts both, for a
+# place of a program's tiles has fewer elements than that (tiles.COUNTED), and what is least tells
+# whether all are saturated.
 BEYOND = tl.constexpr(1 << 16)
 ALL = tl.constexpr(1 << 17)
+
+
+def folding(slots: int) -> tuple[int, int]:
+    """(ENTRIES, LANES) of `fold`: units, and bytes of each, that are looked at together."""
+    return (8, 128) if slots <= 1024 else (1, 1024)
 
 
 @triton.jit
@@ -57,12 +61,13 @@ def observe(
     RUNS: tl.constexpr,  # None, or a unit's run is of whole "packs", or of "any" elements
     INDEX: tl.constexpr,
     DTYPE: tl.constexpr,
+    TAIL: tl.constexpr,  # whether the array's end cuts a pack
     ROWS: tl.constexpr,
     WARP: tl.constexpr,
     PACK: tl.constexpr,
 ):
     COLUMNS: tl.constexpr = WARP * PACK
-    tile, part = tl.program_id(0), tl.program_id(1)
+    tile, part = tl.program_id(0), tl.program_id(1).to(INDEX)
     begin = tile.to(INDEX) * COLUMNS + tl.arange(0, WARP)[None, :, None] * PACK  # of packs
     column = begin + tl.arange(0, PACK)[None, None, :]
     if P == "number":
@@ -88,20 +93,33 @@ def observe(
                 x, out, from_row, begin, column, None, p, p_array, low, high, units, inner, flags,
                 row, rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
             )  # fmt: skip
-            n, mean, m2 = merged(n, mean, m2, y, PACK)
+            mean_b = tl.sum(y, 2) / PACK
+            apart = y - mean_b[:, :, None]
+            n, mean, m2 = merged(n, mean, m2, PACK, mean_b, tl.sum(apart * apart, 2))
             counts += tl.sum(found, 2)
         else:
-            mask = (r < rows) & (begin < pitch) & (from_row + begin < size)
-            y, found, least = look(
-                x, out, from_row, begin, column, mask, p, p_array, low, high, units, inner, flags,
-                row, rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
-            )  # fmt: skip
-            n_b, mean_b, m2_b = merged(n, mean, m2, tl.where(mask, y, 0.0), PACK)
-            there = tl.max(mask.to(tl.int32), 2) > 0
-            n = tl.where(there, n_b, n)
-            mean = tl.where(there, mean_b, mean)
-            m2 = tl.where(there, m2_b, m2)
-            counts += tl.sum(tl.where(mask, found, 0), 2)
+            inside = (r < rows) & (begin < pitch)
+            mask = inside & (from_row + begin + PACK <= size)
+            if TAIL:  # one tile has the array's end, which cuts a pack: it goes by elements
+                last = size.to(INDEX) - 1 - pitch.to(INDEX) * row - tile.to(INDEX) * COLUMNS
+                if (last // pitch < ROWS) & (last % pitch < COLUMNS) & (last >= 0):
+                    n, mean, m2, counts, least = partly(
+                        x, out, from_row, begin, column, inside & (from_row + column < size), p,
+                        p_array, low, high, units, inner, flags, row, rows, least, n, mean, m2,
+                        counts, True, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
+                    )  # fmt: skip
+                else:
+                    n, mean, m2, counts, least = partly(
+                        x, out, from_row, begin, column, mask, p, p_array, low, high, units, inner,
+                        flags, row, rows, least, n, mean, m2, counts, False, FORMULA, P, SATURATES,
+                        RUNS, DTYPE, ROWS, PACK,
+                    )  # fmt: skip
+            else:
+                n, mean, m2, counts, least = partly(
+                    x, out, from_row, begin, column, mask, p, p_array, low, high, units, inner,
+                    flags, row, rows, least, n, mean, m2, counts, False, FORMULA, P, SATURATES,
+                    RUNS, DTYPE, ROWS, PACK,
+                )  # fmt: skip
 
     if SATURATES is not None and RUNS is None:
         lives = (tl.min(least, 0) < BEYOND).to(tl.int32)
@@ -109,31 +127,55 @@ def observe(
         place = (part * tl.num_programs(0) + tile) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
         tl.store(flags + place, tl.sum(octets, 1).to(tl.uint8))
     count = total(n)
-    mean_of_all = total(n * mean) / tl.maximum(count, 1.0)
+    mean_of_all = total(mean * (n / tl.maximum(count, 1.0)))
     parts += part * tl.num_programs(0) + tile
     tl.store(parts, count)
     tl.store(parts + programs, mean_of_all)
     tl.store(parts + 2 * programs, total(m2 + squares(n, mean, mean_of_all)))
     tl.store(parts + 3 * programs, total(counts & (BEYOND - 1)).to(DTYPE))
-    tl.store(parts + 4 * programs, total(counts // BEYOND).to(DTYPE))
+    tl.store(parts + 4 * programs, total((counts >> 16) & (BEYOND - 1)).to(DTYPE))
 
 
 @triton.jit
-def merged(n, mean, m2, y, PACK: tl.constexpr):
-    """Count, mean and Σ (y − mean)² of each place with one pack more, by Chan, Golub and LeVeque.
+def merged(n, mean, m2, n_b, mean_b, m2_b):
+    """Count, mean and Σ (y − mean)² of both, by Chan, Golub and LeVeque; n_b is above 0.
 
-    Not mean + (mean_b − mean)·share: of two infinities that would make a NaN.
+    Not mean + (mean_b − mean)·share: of two infinities that would make a NaN. What is far from a
+    mean of nothing squares to infinity, and times 0 to NaN.
     """
-    mean_b = tl.sum(y, 2) / PACK
-    apart = y - mean_b[:, :, None]
-    m2_b = tl.sum(apart * apart, 2)
     if n.dtype == tl.float64:
-        share = PACK / (n + PACK)
+        share = n_b / (n + n_b)
     else:
-        share = PACK * reciprocal(n + PACK)
+        share = n_b * reciprocal(n + n_b)
     between = mean_b - mean
-    m2 += m2_b + between * between * (n * share)
-    return n + PACK, mean * (1 - share) + mean_b * share, m2
+    m2 += m2_b + tl.where(n == 0, 0.0, between * between * (n * share))
+    return n + n_b, mean * (1 - share) + mean_b * share, m2
+
+
+@triton.jit
+def partly(
+    x, out, from_row, begin, column, mask, p, p_array, low, high, units, inner, flags, row, rows,
+    least, n, mean, m2, counts, CUT: tl.constexpr, FORMULA: tl.constexpr, P: tl.constexpr,
+    SATURATES: tl.constexpr, RUNS: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr,
+    PACK: tl.constexpr,
+):  # fmt: skip
+    """A tile of which not all is there: (n, mean, m2, counts, least) with it. CUT: nor is all of
+    each pack."""
+    y, found, least = look(
+        x, out, from_row, begin, column, mask, p, p_array, low, high, units, inner, flags, row,
+        rows, least, FORMULA, P, SATURATES, RUNS, DTYPE, ROWS, PACK,
+    )  # fmt: skip
+    there = tl.sum(mask.to(tl.int32), 2)
+    n_b = tl.full((), PACK, DTYPE)
+    if CUT:
+        n_b = tl.maximum(there, 1).to(DTYPE)
+    mean_b = tl.sum(tl.where(mask, y, 0.0), 2) / n_b
+    apart = tl.where(mask, y - mean_b[:, :, None], 0.0)
+    with_it = merged(n, mean, m2, n_b, mean_b, tl.sum(apart * apart, 2))
+    n = tl.where(there > 0, with_it[0], n)
+    mean = tl.where(there > 0, with_it[1], mean)
+    m2 = tl.where(there > 0, with_it[2], m2)
+    return n, mean, m2, counts + tl.sum(tl.where(mask, found, 0), 2), least
 
 
 @triton.jit
@@ -228,7 +270,7 @@ def fold(
     if tl.program_id(0) == 0:
         add_up(parts, moments, programs, MERGE)
     else:
-        first = (tl.program_id(0) - 1) * ENTRIES
+        first = (tl.program_id(0) - 1).to(INDEX) * ENTRIES
         group = first + tl.arange(0, ENTRIES)[:, None]
         lane = tl.arange(0, LANES)[None, :]
         here = group * TOGETHER < units
@@ -239,7 +281,7 @@ def fold(
             if RUNS:
                 for start in range(0, outer * longest, LANES):
                     k = start + lane
-                    run = (k // longest * units).to(INDEX) + group
+                    run = (k // longest).to(INDEX) * units + group
                     row = run * inner // COLUMNS + k % longest
                     mask = here & (k < outer * longest) & (row * COLUMNS < (run + 1) * inner)
                     left = tl.load(flags + row, mask=mask, other=0).to(tl.int32)
@@ -256,8 +298,8 @@ def fold(
                     mask = here & (k < chunks * slots) & (octet < stride) & (behind < 8)
                     place = (k // slots).to(INDEX) * stride + octet
                     left = tl.load(flags + place, mask=mask, other=0).to(tl.int32)
-                    left &= 0xFF << tl.maximum(begin - octet * 8, 0)
-                    found |= left & (0xFF >> tl.maximum(behind, 0))
+                    left &= (0xFF << tl.maximum(begin - octet * 8, 0)).to(tl.int32)
+                    found |= left & (0xFF >> tl.maximum(behind, 0)).to(tl.int32)
         for bit in tl.static_range(TOGETHER):
             if TOGETHER == 1:
                 lives = tl.max((found != 0).to(tl.int32), 1)

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from math import lcm
 
 WARP = 32  # threads, whose packs lie side by side: 512 bytes of whole packs
-# Rows of a program at least, 16 KiB: what it leaves, bits included, is 0.3 % of what it moves then.
+# Rows of a program at least: 16 KiB, where packs are of 16 bytes; of narrower ones as many more.
+# What a program leaves, bits included, is 0.3 % of what it moves then.
 ROWS = 32
-# Programs wanted at most: eight for each place of an H100's SMs; more would leave more to merge.
+# Programs at most, where rows allow it: eight for each place of an H100's SMs. More would leave
+# more to merge.
 PROGRAMS = 8 * 264
-COUNTED = 1 << 24  # elements of a program at most: float32 counts so far
+# Elements of a program at most: 2¹⁵ at each place of a tile, so that two kinds fit into one word.
+COUNTED = 1 << 23
 # A row has so many tiles at least, where its period leaves the choice: the last may be nearly empty
 TILES = 8
 
@@ -25,7 +28,7 @@ TILES = 8
 class Tiles:
     """runs: a row meets two units at most, one run of each; else every column is of one unit."""
 
-    pack: int  # elements of an access
+    pack: int  # elements of an access; the last may be of fewer
     runs: bool
     pitch: int  # elements of a row
     rows: int
@@ -56,14 +59,15 @@ class Tiles:
         return self.rows if self.runs else self.chunks * self.octets
 
 
-def tiles(outer: int, units: int, inner: int, pack: int) -> Tiles:
-    """pack: elements of an access; the number of all is a multiple of it."""
+def tiles(outer: int, units: int, inner: int, pack: int, whole: int) -> Tiles:
+    """pack: elements of an access, whole: of one of 16 bytes."""
     size, period, columns = outer * units * inner, units * inner, WARP * pack
     runs = inner >= columns
     pitch = columns if runs else _pitch(period, pack, columns)
     rows, across = -(-size // pitch), -(-min(pitch, size) // columns)
-    each = max(1, rows * across // (ROWS * PROGRAMS))
-    chunk = ROWS * min(each, COUNTED // (ROWS * columns))
+    least = ROWS * (whole // pack)
+    each = max(1, -(-rows * across // (least * PROGRAMS)))
+    chunk = least * min(each, COUNTED // (least * columns))
     together = 8 if inner == 1 and units % 8 == 0 and not runs else 1
     if runs:
         repeats, reach = 1, (inner - 1) // columns + 2
