@@ -39,6 +39,7 @@ def test_the_table_of_functions_is_the_catalogue():
         ("numpy", "import numpy"),
         ("torch", "import torch"),
         ("gpuact", "import gpuact"),
+        ("numpy", "from gpuact import activation_with_stats"),
         ("torch", "from torch import"),
         ("torch", "from torch.func"),
         ("torch", "from gpuact.torch import nn"),
@@ -50,13 +51,17 @@ def test_the_examples_run(library, first):
     (code,) = (b for b in blocks() if b.startswith(first))
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
-    if library == "numpy":
+    if first == "import numpy":
         slope, dx = names["slope"], names["dx"]
         assert slope == pytest.approx(dx, rel=1e-5)
     elif library == "gpuact":
         assert 0.05 < (names["y"] == names["residual"]).mean() < 0.6  # dropped, or negative
         assert names["grads"]["x"].shape == (32, 1024)
         assert names["grads"]["bias"].shape == (1024,)
+    elif first == "from gpuact import activation_with_stats":
+        stats = names["stats"]
+        assert stats.count == 10 * 32 * 1024
+        assert stats.zeros == pytest.approx(0.5, abs=0.01)
     elif first == "from torch.func":
         assert names["curvature"].shape == (16, 8, 8)
         assert bool(names["x"].grad.abs().sum() > 0)
