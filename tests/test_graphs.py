@@ -77,3 +77,18 @@ def test_a_graph_gives_what_calls_give(lib: Library, shape: tuple[int, int], dty
             held[...] = other
         replay()
         assert bits(results) == bits(work()), f"values {seed}"
+
+
+@pytest.mark.parametrize("lib", GPU, indirect=True)
+def test_every_replay_is_counted(lib: Library) -> None:
+    x = lib.place(np.random.default_rng(0).standard_normal((64, 257)).astype(np.float32)).native
+    y, stats = gpuact.activation_with_stats(x, "relu")  # compiles
+    mean = stats.mean
+    stats.reset()
+    record = torch_graph if lib.name.startswith("torch") else cupy_graph
+    replay, held = record(lambda: gpuact.activation_with_stats(x, "relu", into=stats)[0])
+    for times in (1, 2):
+        replay()
+        assert stats.count == times * 64 * 257
+        assert stats.mean == pytest.approx(mean)
+    assert lib.executor.to_numpy(held).tobytes() == lib.executor.to_numpy(y).tobytes()
