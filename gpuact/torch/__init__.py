@@ -25,8 +25,10 @@ def monitor(model: torch.nn.Module, every: int = 10, *, channel_axis: int | None
 
     A step is a forward pass in training mode with gradients enabled. `monitor(…).report()` has, per
     layer, mean, standard deviation, the shares of zeros and of saturated outputs, dead units, the
-    norm of the gradient and its ratio to the layer above, and plain advice. What is watched, how,
-    at which cost, and what is raised, `gpuact.torch.watching.Monitor` tells.
+    norm of the gradient (of the scaled loss, under a loss scaler) and its ratio to the layer above,
+    and plain advice. Where a step has several forward passes, choose an `every` without a common
+    factor with their number. What is watched, how, at which cost, and what is raised,
+    `gpuact.torch.watching.Monitor` tells.
 
     >>> import torch, gpuact.torch
     >>> from gpuact.torch import nn

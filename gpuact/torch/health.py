@@ -26,12 +26,17 @@ class Layer:
     name: the module's, as in model.named_modules(); where it gave outputs of several numbers of
     units, with that number. kind: its class in torch.nn. looks: the steps in which it was seen.
     count, mean, std, zeros, saturated: as in `gpuact.ActivationStats`. dead: the units that were
-    saturated in every element seen; of ReLU, those that gave nothing but 0. gradient: ‖dL/dy‖, the
-    norm of the loss's gradient by all its outputs of a step; of several steps the root of the mean
-    square, without those that are not finite (inf if none is). ratio: gradient over that of the
-    layer above, the next one toward the loss. broken, broken_gradients: the looks at which outputs,
-    since the first that hold inf or NaN, and gradients were not finite. output: whether what it
-    gives is what the model returns. note: why it was not seen.
+    saturated in every element seen; of ReLU, those that gave nothing but 0. Of LeakyReLU, PReLU
+    and RReLU nothing counts as either, nor of GELU, SiLU, Mish and Hardswish, whose outputs do not
+    tell the slope: those four are called dead where almost all outputs are exactly 0, which of SiLU
+    and Mish they are only left of about -100 (float32). gradient: ‖dL/dy‖, the norm of the loss's
+    gradient by all its outputs of a step, of the scaled loss under a loss scaler; of several steps
+    the root of the mean square, without those that are not finite (inf if none is). ratio: gradient
+    over that of the layer above, the next one toward the loss. broken: the looks from the first on
+    at which outputs held inf or NaN. broken_gradients: the looks at which the gradient was not
+    finite. output: whether the model returns what it gives, or no activation, linear layer,
+    convolution or norm runs behind it. clipped: whether it is a ReLU with an upper bound, as
+    Hardtanh(0, 20) is. note: why it was not seen.
     """
 
     name: str
@@ -49,11 +54,16 @@ class Layer:
     broken: int = 0
     broken_gradients: int = 0
     output: bool = False
+    clipped: bool = False
     note: str = ""
 
     @property
     def dead_share(self) -> float:
-        return self.dead / self.units if self.looks else math.nan
+        return self.dead / self.units if self.units else math.nan
+
+    @property
+    def squashing(self) -> bool:
+        return self.kind in SQUASHING and not self.clipped
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,10 @@ class Advice:
 # that is on for one input in a hundred is taken for dead with a probability below 1 %.
 DEAD_LOOKS = 10
 DEAD_ELEMENTS = 500  # of each unit
+# Where all units agree, they bear each other out; a few may all start on the wrong side.
+WHOLE_UNITS = 8
+WHOLE_LOOKS = 3
+WHOLE_ELEMENTS = 100  # of each unit
 # ReLU layers that learn handwritten digits well lose up to a sixth of their units for good, and at
 # the start two fifths are off for all digits, four layers into PyTorch's own initialisation.
 DEAD = 0.5
@@ -91,6 +105,10 @@ CHAIN_AGREES = 0.75
 # Bounded on both sides: outputs near the bounds are saturated. Of the others, all bounded on one
 # side or open, half the outputs may lie on the flat side of a good layer; whole units may not.
 SQUASHING = ("Sigmoid", "Tanh", "Hardsigmoid", "Hardtanh", "Softsign")
+# Not monotone: y does not tell where the slope is small, so units never count as dead. But they are
+# exactly 0 only far out.
+UNTOLD = ("GELU", "SiLU", "Mish", "Hardswish")
+DEAD_ZEROS = 0.99
 
 
 def _not_finite(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
@@ -101,9 +119,9 @@ def _not_finite(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
         yield Advice(
             broken.name,
             "not finite",
-            f"layer {broken.name}: outputs hold inf or NaN at {broken.broken} of {broken.looks} "
-            "looks, in no layer before it as long: exploded; lower the rate, clip gradients, and "
-            "look at what feeds it",
+            f"layer {broken.name}: outputs first held inf or NaN at look "
+            f"{broken.looks - broken.broken + 1} of {broken.looks}, in no other layer earlier: "
+            "exploded; lower the rate, clip gradients, and look at what feeds it",
             {"broken": broken.broken, "looks": broken.looks, "steps": steps},
         )
         return
@@ -132,7 +150,7 @@ def _stack(
 ) -> tuple[Layer, Layer, dict[str, float]] | None:
     """The first and the last layer of a stack along which a figure rises, or falls, too much."""
     values = [(layer, float(getattr(layer, figure))) for layer in layers]
-    # a figure of 0 is another fault's: of a dead layer, and of all before it
+    # 0 has no logarithm, and is told of elsewhere: outputs in `_dead`, gradients in `_cut_off`
     values = [(layer, value) for layer, value in values if 0 < value < math.inf]
     if len(values) < CHAIN_LAYERS:
         return None
@@ -169,10 +187,34 @@ def _exploding(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
         )
 
 
+def _needed(layer: Layer) -> tuple[int, int]:
+    """The looks, and the outputs of each unit, by which units that gave nothing are dead ones."""
+    agree = layer.kind in UNTOLD or layer.dead == layer.units
+    if agree and layer.units >= WHOLE_UNITS:
+        return WHOLE_LOOKS, WHOLE_ELEMENTS
+    return DEAD_LOOKS, DEAD_ELEMENTS
+
+
+def _enough(layer: Layer) -> bool:
+    looks, outputs = _needed(layer)
+    return layer.looks >= looks and layer.count >= outputs * layer.units
+
+
 def _dead(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
+    do = "dead; lower the rate, start from biases of 0, or use leaky_relu"
     for layer in sorted(layers, key=lambda layer: -layer.dead):
-        seen = layer.looks >= DEAD_LOOKS and layer.count >= DEAD_ELEMENTS * layer.units
-        if layer.kind in SQUASHING or not seen or layer.dead_share < DEAD:
+        figures = {"looks": layer.looks, "steps": steps}
+        if layer.kind in UNTOLD:
+            if layer.zeros >= DEAD_ZEROS and _enough(layer):
+                yield Advice(
+                    layer.name,
+                    "dead",
+                    f"layer {layer.name}: {_percent(layer.zeros)} of {layer.kind} outputs have "
+                    f"been 0 for {steps} steps (in {layer.looks} looks): {do}",
+                    {"zeros": layer.zeros, "units": layer.units, **figures},
+                )
+            continue
+        if layer.squashing or not _enough(layer) or layer.dead_share < DEAD:
             continue
         flat = "0" if layer.kind == "ReLU" else "saturated"
         yield Advice(
@@ -180,15 +222,15 @@ def _dead(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
             "dead",
             f"layer {layer.name}: {_percent(layer.dead_share)} of {layer.kind} units have been "
             f"{flat} for {steps} steps ({layer.dead} of {layer.units}, at all {layer.looks} "
-            "looks): dead; lower the rate, start from biases of 0, or use leaky_relu",
-            {"dead": layer.dead, "units": layer.units, "looks": layer.looks, "steps": steps},
+            f"looks): {do}",
+            {"dead": layer.dead, "units": layer.units, **figures},
         )
 
 
 def _saturated(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
-    for layer in sorted(layers, key=lambda layer: -layer.saturated if layer.looks else 0):
+    for layer in sorted(layers, key=lambda layer: -layer.saturated):
         # a classifier that is sure saturates where it answers, and is right to
-        wanted = layer.kind in SQUASHING and not layer.output and layer.looks >= SATURATED_LOOKS
+        wanted = layer.squashing and not layer.output and layer.looks >= SATURATED_LOOKS
         if not wanted or layer.saturated < SATURATED:
             continue
         yield Advice(
@@ -210,7 +252,7 @@ def _saturated(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
 def _vanishing(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
     if found := _stack(layers, "gradient", rises=True):
         first, last, evidence = found
-        squashing = [layer.kind for layer in layers if layer.kind in SQUASHING]
+        squashing = [layer.kind for layer in layers if layer.squashing]
         use = "use He initialisation"
         if len(squashing) * 2 > len(layers):
             use = f"use relu in place of {squashing[0].lower()}"
@@ -225,6 +267,23 @@ def _vanishing(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
         )
 
 
+def _cut_off(layers: Sequence[Layer], steps: int) -> Iterator[Advice]:
+    """Exactly 0: cut off, or below what half types hold."""
+    # at the first looks an initialisation of 0, as residual branches have, is no fault
+    none = [layer for layer in layers if layer.gradient == 0 and layer.looks >= GRADIENT_LOOKS]
+    if none:
+        last = none[-1]
+        others = f" and {len(none) - 1} more" if len(none) > 1 else ""
+        yield Advice(
+            last.name,
+            "no gradient",
+            f"layer {last.name}{others}: the gradient was 0 at all {last.looks} looks, so nothing "
+            "is learnt there: look for a dead layer behind it, a factor of 0, a flat loss, or "
+            "float16 without a loss scaler",
+            {"layers": len(none), "looks": last.looks, "steps": steps},
+        )
+
+
 # Causes before what they cause: what explodes dies or saturates, and what is dead or saturated
 # lets gradients vanish.
 CHECKS: tuple[Callable[[Sequence[Layer], int], Iterator[Advice]], ...] = (
@@ -232,6 +291,7 @@ CHECKS: tuple[Callable[[Sequence[Layer], int], Iterator[Advice]], ...] = (
     _exploding,
     _dead,
     _saturated,
+    _cut_off,
     _vanishing,
 )
 
@@ -239,6 +299,21 @@ CHECKS: tuple[Callable[[Sequence[Layer], int], Iterator[Advice]], ...] = (
 def advise(layers: Sequence[Layer], steps: int) -> tuple[Advice, ...]:
     """What is wrong with these layers, in order of execution, after so many steps."""
     return tuple([advice for check in CHECKS for advice in check(layers, steps)])
+
+
+def doubt(layers: Sequence[Layer]) -> Iterator[str]:
+    """What cannot be told of these layers, though it looks like a fault."""
+    for layer in layers:
+        if layer.squashing or layer.dead_share < DEAD or _enough(layer):
+            continue
+        looks, outputs = _needed(layer)
+        yield (
+            f"too little seen to tell whether units of layer {layer.name} are dead: {layer.dead} of"
+            f" {layer.units} seem so after {layer.looks} of {looks} looks and "
+            f"{layer.count // layer.units} of {outputs} outputs of each"
+        )
+    if layers and all(math.isnan(layer.gradient) for layer in layers):
+        yield "no backward was seen to reach a layer"
 
 
 # -- the report -----------------------------------------------------------------------------------
@@ -297,8 +372,9 @@ class Report:
     """Steps `first` to `last` of a training, of which `looks` were looked at.
 
     layers: in order of execution, those that were not seen last. advice: the most serious first,
-    none if nothing is wrong that can be told. str() is a plain table; rich.print() and `print` draw
-    one with rich. Step 0 is the first one that the monitor saw.
+    none if nothing is wrong that can be told. doubts: what looks like a fault, and too little was
+    seen to tell. str() is a plain table; rich.print() and `print` draw one with rich. Step 0 is the
+    first one that the monitor saw.
 
     >>> from gpuact.torch.health import Report
     >>> report = Report(first=0, last=499, looks=50, layers=())
@@ -315,16 +391,30 @@ class Report:
     def steps(self) -> int:
         return self.last - self.first + 1
 
+    @property
+    def _seen(self) -> list[Layer]:
+        """Those of which something can be told: not of empty batches alone."""
+        return [layer for layer in self.layers if layer.count]
+
     @cached_property
     def advice(self) -> tuple[Advice, ...]:
-        return advise([layer for layer in self.layers if layer.looks], self.steps)
+        return advise(self._seen, self.steps)
+
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        return tuple(doubt(self._seen))
 
     @property
     def sentence(self) -> str:
-        """The most serious fault; without one, that there is none to be seen."""
+        """The most serious fault; without one, that there is none to be seen, and what is in doubt
+        or was not seen at all."""
         if self.advice:
             return self.advice[0].sentence
-        return "no fault to be seen" if self.looks else "no step was looked at"
+        if not self.looks:
+            return "no step was looked at"
+        if not self._seen:
+            return "no layer was seen"
+        return "; ".join(["no fault to be seen", *self.doubts])
 
     @property
     def _heading(self) -> str:
@@ -334,9 +424,10 @@ class Report:
 
     @property
     def _closing(self) -> list[str]:
-        """What is wrong, and who was not seen."""
+        """What is wrong or in doubt, and who was not seen."""
         notes = [f"layer {layer.name}: {layer.note}" for layer in self.layers if layer.note]
-        return [*([each.sentence for each in self.advice] or [self.sentence]), *notes]
+        faults = [each.sentence for each in self.advice]
+        return [*([*faults, *self.doubts] if faults else [self.sentence]), *notes]
 
     def __str__(self) -> str:
         rows = [COLUMNS, *map(_cells, self.layers)]
@@ -379,7 +470,8 @@ class Report:
         layers = [{**asdict(layer), "dead_share": layer.dead_share} for layer in self.layers]
         found = {name: getattr(self, name) for name in ("first", "last", "steps", "looks")}
         advice = [asdict(each) for each in self.advice]
-        strict: dict[str, Any] = _strict({**found, "layers": layers, "advice": advice})
+        found |= {"layers": layers, "advice": advice, "doubts": self.doubts}
+        strict: dict[str, Any] = _strict(found)
         return strict
 
     def save(self, path: str | Path) -> None:

@@ -32,9 +32,10 @@ __all__ = [
 class Watchable:
     """A module whose outputs `gpuact.torch.monitor` counts in the pass that computes them."""
 
-    # From the input the output, counted, or None where it cannot be. An instance has one of its own
-    # in a step that is looked at; else this attribute is all that being watched costs.
-    _watch: Callable[[Tensor], Tensor | None] | None = None
+    # From the module and its input the output, counted, or None where it cannot be. An instance has
+    # one of its own in a step that is looked at; else this attribute is all that being watched
+    # costs. Read once a call: another thread may end the look.
+    _watch: Callable[[torch.nn.Module, Tensor], Tensor | None] | None = None
 
 
 class Sigmoid(torch.nn.Sigmoid, Watchable):
@@ -46,7 +47,8 @@ class Sigmoid(torch.nn.Sigmoid, Watchable):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._watch is not None and (y := self._watch(input)) is not None:
+        watch = self._watch
+        if watch is not None and (y := watch(self, input)) is not None:
             return y
         return F.sigmoid(input)
 
@@ -60,7 +62,8 @@ class Tanh(torch.nn.Tanh, Watchable):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._watch is not None and (y := self._watch(input)) is not None:
+        watch = self._watch
+        if watch is not None and (y := watch(self, input)) is not None:
             return y
         return F.tanh(input)
 
@@ -74,7 +77,8 @@ class ReLU(torch.nn.ReLU, Watchable):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._watch is not None and (y := self._watch(input)) is not None:
+        watch = self._watch
+        if watch is not None and (y := watch(self, input)) is not None:
             return y
         return F.relu(input, self.inplace)
 
@@ -88,7 +92,8 @@ class LeakyReLU(torch.nn.LeakyReLU, Watchable):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._watch is not None and (y := self._watch(input)) is not None:
+        watch = self._watch
+        if watch is not None and (y := watch(self, input)) is not None:
             return y
         return F.leaky_relu(input, self.negative_slope, self.inplace)
 
@@ -102,7 +107,8 @@ class PReLU(torch.nn.PReLU, Watchable):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._watch is not None and (y := self._watch(input)) is not None:
+        watch = self._watch
+        if watch is not None and (y := watch(self, input)) is not None:
             return y
         return F.prelu(input, self.weight)
 
