@@ -886,7 +886,7 @@ def _observing(
     dtype = _compute(x.dtype)
     index = _index((cut.rows + cut.chunk) * cut.pitch)
     tail = size % cut.pack > 0
-    rows, warps, registers = stats.TILES[tail]
+    together, warps, registers = stats.TILES[tail]
     pass_over = Plan(
         stats.observe,
         (cut.across, cut.chunks, 1),
@@ -898,7 +898,7 @@ def _observing(
             "INDEX": index,
             "DTYPE": _triton_dtype(dtype),
             "TAIL": tail,
-            "ROWS": rows,
+            "ROWS": together,
             "WARP": WARP,
             "PACK": cut.pack,
         },
