@@ -424,7 +424,8 @@ def activation_with_stats(
     channel_axis: int = -1,
     into: ActivationStats | None = None,
 ) -> tuple[A, ActivationStats]:
-    """(y, stats): an activation, and what its outputs are like, in one pass over memory.
+    """(y, stats): an activation, and what its outputs are like, in one pass over memory (an x that
+    is not dense is copied first).
 
     activation: linear (the identity here), sigmoid, tanh, relu, leaky_relu (with negative_slope) or
     prelu (with weight). y, its dtype and its gradients are those of the function of that name; but
@@ -436,8 +437,8 @@ def activation_with_stats(
     weight: a number, one element or one a unit, along channel_axis; other shapes that prelu takes
     are computed first and looked through in a second pass. Under torch.compile or torch.func there
     is no memory to look at: TypeError.
-    Error: counts are exact. mean and std (about the mean, float32 for half types, by tiles that are
-    merged in float64) are those of y as it is rounded, and the same bits every time.
+    Error: counts are exact. mean and std are those of y as it is rounded, and the same bits every
+    time: about means, in float32 for half types, of parts that are merged in float64.
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances" (1979).
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from . import dispatch
 from .dispatch import Call
@@ -29,6 +29,12 @@ class Launch:
     start: Callable[..., Any]
     like: int  # which operand the result is like
     as_given: bool = False  # operands need not be in the shapes in which they meet x
+
+
+class Runs(Protocol):
+    """What stands for a call whose operands are known: a route, or one that counts its outputs."""
+
+    def run(self, given: Sequence[Any]) -> Array: ...
 
 
 @dataclass(slots=True)

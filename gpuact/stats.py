@@ -252,15 +252,15 @@ def activation_with_stats(
 
 @dataclass(frozen=True)
 class Watching:
-    """An activation that counts its outputs. Autograd calls it as it calls a route."""
+    """An activation that counts its outputs: autograd calls it as it calls a route."""
 
     stats: ActivationStats
     call: Call
     kernel: Pass
     axis: int | None
 
-    def run(self, operands: Sequence[Any]) -> Array:
-        x, *params = operands
+    def run(self, given: Sequence[Any]) -> Array:
+        x, *params = given
         call, library = self.call, self.call.library
         formula: str | None = self.kernel.formula
         parameter = None
@@ -274,10 +274,10 @@ class Watching:
                 return y
         with call.on():
             y = library.empty_like(x, library.dtype(x))
-            given, out = call.native(x), call.native(y)
-            backend = cast(Library, library_of(given))
-            view = UnitView.of(backend, out, self.axis)
-            arrays = (view.view(backend, given), view.view(backend, out))
+            own, out = call.native(x), call.native(y)
+            backend = cast(Library, library_of(own))
+            view = UnitView.of(backend, out, self.axis)  # a view of out indeed, which is dense
+            arrays = (view.view(backend, own), view.view(backend, out))
             self.stats._add(call, formula, *arrays, call.native(parameter))
         return y
 

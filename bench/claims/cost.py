@@ -15,7 +15,7 @@ import numpy as np
 
 import gpuact
 from bench.cases import Case, Chain, sources
-from bench.measure import PLACES, Calls, Host, Replayed, interleaved, rotated
+from bench.measure import PLACES, Host, Replayed, interleaved, rotated
 from bench.suite import checked, reference
 from bench.tables import COPY
 
@@ -80,7 +80,7 @@ def _cases(backend: str, elements: int) -> dict[str, Case]:
     return found
 
 
-def _calls(case: Case, place: Host, cached: bool) -> Calls:
+def _calls(case: Case, place: Host, cached: bool) -> list[partial[Any]]:
     """One, or as many as go around memory; of right results, or it is an error."""
     arrays = sources(case)
     if cached:
@@ -101,9 +101,9 @@ def _timed(backend: str, regime: Regime, seconds: float) -> dict[str, float]:
     cases = _cases(backend, regime.elements)
     calls = {name: _calls(case, place, regime.cached) for name, case in cases.items()}
     if backend == "numpy":
-        (x,) = calls["relu"][0].args  # type: ignore[attr-defined]
+        (x,) = calls["relu"][0].args
         calls |= {name: [partial(function, x)] for name, function in BARE.items()}
-    calls[COPY] = [partial(place.copy, call.args[0]) for call in calls["relu"]]  # type: ignore[attr-defined]
+    calls[COPY] = [partial(place.copy, call.args[0]) for call in calls["relu"]]
     who = {n: (Replayed(place, c) if place.graphs else place, c) for n, c in calls.items()}
     timings = interleaved(who, seconds)
     place.release()

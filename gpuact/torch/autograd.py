@@ -19,7 +19,7 @@ from ..dispatch import Call
 from ..fusion import Fusion
 from ..libraries import library_of
 from ..operations import Loss, PreparedLoss
-from ..routes import Route
+from ..routes import Runs
 from .registry import params_of
 
 Tensor = torch.Tensor
@@ -40,7 +40,7 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, how: tuple[Function, Call, Route | None, Sequence[float]], x: Tensor
+        ctx: Any, how: tuple[Function, Call, Runs | None, Sequence[float]], x: Tensor
     ) -> Tensor:
         function, call, route, params = how
         y = _forward(function, call, route, x, params)
@@ -57,7 +57,7 @@ class _Activation(torch.autograd.Function):
 
 
 def _forward(
-    function: Function, call: Call, route: Route | None, x: Tensor, params: Sequence[Any]
+    function: Function, call: Call, route: Runs | None, x: Tensor, params: Sequence[Any]
 ) -> Tensor:
     if route is not None:
         return cast(Tensor, route.run((x, *params)))
@@ -72,7 +72,7 @@ class _Learned(torch.autograd.Function):
         ctx: Any,
         function: Function,
         call: Call,
-        route: Route | None,
+        route: Runs | None,
         x: Tensor,
         *params: Tensor | float,
     ) -> Tensor:
@@ -107,9 +107,9 @@ class _Learned(torch.autograd.Function):
 
 
 def activation(
-    function: Function, call: Call, route: Route | None, x: Tensor, *params: Tensor | float
+    function: Function, call: Call, route: Runs | None, x: Tensor, *params: Tensor | float
 ) -> Tensor:
-    """route: of such a call, if there is one."""
+    """route: of such a call, if there is one, or what counts its outputs besides."""
     if function.sums:
         return cast(Tensor, cast(Any, _Learned).apply(function, call, route, x, *params))
     return cast(Tensor, cast(Any, _Activation).apply((function, call, route, params), x))
