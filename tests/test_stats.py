@@ -641,6 +641,19 @@ def test_machine_code(backend, name, kind, dtype, monkeypatch, record_property):
     assert one.special <= SPECIAL[dtype == "float32"]
 
 
+@pytest.mark.parametrize("pack", (1, 2, 4, 8))
+@pytest.mark.parametrize("shape", ((1 << 16, 1024, 1), (64, 256, 3136), (8000, 515, 1)))
+def test_a_program_has_enough_to_do(shape, pack):
+    """Of half types, whatever the pack: what it leaves is little then; nor are there too many."""
+    cut = tiles.tiles(*shape, pack, 8)
+    size = math.prod(shape)
+    assert 16 << 10 <= 2 * cut.chunk * cut.columns <= 2 * tiles.COUNTED
+    assert (cut.chunks - 1) * cut.chunk < cut.rows <= cut.chunks * cut.chunk
+    assert cut.rows * cut.pitch >= size > (cut.rows - 1) * cut.pitch
+    assert cut.programs <= tiles.PROGRAMS + cut.across
+    assert cut.runs or cut.pitch % math.prod(shape[1:]) == cut.pitch % pack == 0
+
+
 # -- the reference --------------------------------------------------------------------------------
 
 
