@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 import gpuact
 from gpuact import reference
 from gpuact.fusion import Dropout, Fusion
+from gpuact.kernels.tiles import tiles
 from tests import bounds, harness, truth
 from tests.bounds import DTYPES
 from tests.harness import Executor, executors
@@ -439,6 +441,50 @@ def test_dense_arrays_beyond_32_bits_with_dropout(executor, size, monkeypatch):
         dropped = reference.dropped(lo, hi - lo, dropout)
         assert 0.4 < dropped.mean() < 0.6
         assert np.array_equal(out[lo:hi], np.where(dropped, 0, 6.0).astype(kind))
+
+
+# Shapes (outer, units, inner) of float16: a bit a unit, bits of a unit, and runs of many rows
+LAYERS = {
+    "bits of eight units a byte": (1, T31 + 64, 1),
+    "bits of one unit": (1, 2**28, 16),
+    "runs": (300, 2**23, 512),
+}
+
+
+@pytest.mark.parametrize("executor", executors("cupy-ptx", "triton-ptx"), indirect=True)
+@pytest.mark.parametrize("shape", LAYERS.values(), ids=LAYERS)
+def test_the_last_unit_of_layers_beyond_32_bits(executor, shape):
+    """Of what adds statistics up, the last block: its unit's bits lie far, and it writes far."""
+    outer, units, inner = shape
+    one = np.zeros(1, np.float16)  # whose x is nothing but a shape
+    cut = tiles(*shape, 8, 8)
+    flags, alive = promised(cut.flags, np.uint8), promised(units, np.uint8)
+    if cut.runs:
+        last = outer * units * inner - 1
+        flags[last // cut.columns] = 1 if last // inner * inner <= last // 256 * 256 else 2
+    else:
+        flags[-(-(units * inner) // 8) - 1] = 0x80
+    bounds = (0.0, None)
+    if executor.name == "triton-ptx":
+        plan = executor.backend._observing(
+            None, _tensor(one).expand(shape), None, None, bounds
+        ).fold
+        grid = plan.grid[0]
+        args = (np.zeros(8, np.float32), flags, np.zeros(5), alive)
+        args = (*map(_tensor, args), *plan.numbers)
+        executor.options["change"] = partial(Blocks.change, first=grid - 1, grid=grid)
+        executor.backend.launch(replace(plan, grid=(1, 1, 1), compiled=None), args)
+    else:
+        kernels = import_module("gpuact.kernels.cupy.stats")
+        memory = iter([np.zeros(8, np.float32), flags])
+        x = np.broadcast_to(one, shape)
+        _, fold = kernels.launches(
+            None, x, None, None, bounds, np.zeros(5), alive, cut, lambda *of: next(memory)
+        )
+        (grid,) = fold.grid
+        executor.options["change"] = partial(Blocks.change, first=grid - 1, grid=grid)
+        executor.backend.launch_raw(fold.module, fold.kernel, (1,), fold.block, fold.arguments)
+    assert alive[-9:].tolist() == [0] * 8 + [1]
 
 
 # -- for real -------------------------------------------------------------------------------------
