@@ -234,7 +234,8 @@ def activation_with_stats(
 ) -> tuple[Any, ActivationStats]:
     calls.check_fused(activation, weight)
     function = FUNCTIONS[activation]
-    params = {"weight": weight, "negative_slope": negative_slope, "scale": 1.0, "bias": 0.0}
+    slope = arguments.parameter("negative_slope", negative_slope, arrays=False)  # used or not
+    params = {"weight": weight, "negative_slope": slope, "scale": 1.0, "bias": 0.0}
     params = {name: params[name] for name in function.forward.parameters}
     _not_watched("x", x, *params.values())
     channel_axis = arguments.whole("channel_axis", channel_axis)

@@ -502,6 +502,11 @@ REFUSED = {
         ValueError,
         "^weight: none came, prelu takes slopes$",
     ),
+    "a slope that is no number, used or not": (
+        lambda x: gpuact.activation_with_stats(x, "sigmoid", negative_slope="steep"),
+        TypeError,
+        "^negative_slope: str came, allowed is a number$",
+    ),
     "an axis that there is not": (
         lambda x: gpuact.activation_stats(x, channel_axis=2),
         np.exceptions.AxisError,

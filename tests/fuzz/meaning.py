@@ -113,6 +113,8 @@ class Reading:
             return float(value)
         if not isinstance(value, int | float | Fraction | np.floating | np.integer):
             raise Unjudged(name)
+        if isinstance(value, np.timedelta64):  # which NumPy has for an integer
+            raise Unjudged(name)
         try:
             return float(value)
         except OverflowError:
