@@ -375,6 +375,14 @@ def test_slopes_of_every_shape(lib: Library, shape):
         seen(stats, y, axis)
 
 
+def test_slopes_that_the_compute_dtype_has_not():
+    """They are infinite there, as prelu's own are, and nobody is warned."""
+    x = np.array([[-1, 2], [3, 4]], np.float32)
+    y, stats = gpuact.activation_with_stats(x, "prelu", weight=np.array([1e300, 0.5]))
+    assert y.tolist() == gpuact.prelu(x, np.array([1e300, 0.5])).tolist() == [[-np.inf, 2], [3, 4]]
+    assert stats.mean == -np.inf
+
+
 def test_calls_are_gathered(lib: Library):
     parts = [values((n, 8), "float32", n, FEW) for n in (3, 40, 1)]
     stats = None

@@ -323,7 +323,8 @@ def observe(
     noting = Lock()
     slopes = parameter
     if isinstance(parameter, np.ndarray):
-        slopes = parameter.reshape(1, -1, 1).astype(compute, copy=False)
+        with np.errstate(over="ignore"):  # a number may be infinite in this precision
+            slopes = parameter.reshape(1, -1, 1).astype(compute, copy=False)
 
     def work(k: int) -> None:
         where = pieces[k]
