@@ -357,6 +357,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "negative_slope: -0.5 came, in place",
     ),
+    "in place or not": (
+        lambda: F.relu(X, X > 0),
+        TypeError,
+        "inplace: Tensor came, allowed is True or False",
+    ),
+    "in place or not, of a slope": (
+        lambda: F.leaky_relu(X, 0.5, X > 0),
+        TypeError,
+        "inplace: Tensor came, allowed is True or False",
+    ),
     "shared places": (
         lambda: F.relu_(torch.zeros(3, 1).expand(3, 4)),
         ValueError,

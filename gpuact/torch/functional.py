@@ -97,7 +97,9 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if has_torch_function_unary(input):
         return _overridden(relu, (input,), input, inplace=inplace)
-    return relu_(input) if inplace else activations.relu(input)
+    if inplace is not False and _wanted(inplace):
+        return relu_(input)
+    return activations.relu(input)
 
 
 def relu_(input: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
         return _overridden(
             leaky_relu, (input,), input, negative_slope=negative_slope, inplace=inplace
         )
-    if inplace:
+    if inplace is not False and _wanted(inplace):
         return leaky_relu_(input, negative_slope)
     return activations.leaky_relu(input, negative_slope)
 
@@ -285,6 +287,15 @@ def _overridden(function: Callable[..., Tensor], tensors: Any, *given: Any, **na
     """What stands for a tensor, a subclass or a proxy of torch.fx, sees the call, as in torch."""
     result: Tensor = handle_torch_function(function, tensors, *given, **named)
     return result
+
+
+def _wanted(inplace: Any) -> bool:
+    """True or False, or what Python takes for one of them, as in torch."""
+    try:
+        return bool(inplace)
+    except Exception:  # an array of several elements is neither
+        came = type(inplace).__name__
+        raise TypeError(f"inplace: {came} came, allowed is True or False") from None
 
 
 def _tensor(input: Any, name: str = "x") -> Tensor:
