@@ -795,6 +795,17 @@ def test_the_callers_error_state_is_not_our_business(dtype):
         _, lse = gpuact.cross_entropy(x, target, return_lse=True)
         gpuact.cross_entropy_backward(1.0, x, target, lse)
         gpuact.cross_entropy_with_grad(x, target, weight=dy[0], label_smoothing=0.1)
+        for beyond in (5e-324, 1e300):  # 0 or infinite where it is computed
+            for one in (x, x[0, 0], x[0, :1]):
+                slopes = np.full((1,) * np.ndim(one), beyond)
+                gates = np.full(np.shape(one), beyond)
+                for params in ({"weight": beyond}, {"weight": slopes}):
+                    gpuact.prelu(one, **params)
+                    gpuact.prelu_backward(one, one, **params)
+                    gpuact.activation_with_stats(one, "prelu", **params)
+                    gpuact.fused(one, "prelu", **params, scale=slopes, gate=gates, residual=gates)
+                    gpuact.fused_backward(one, one, "prelu", **params, scale=beyond, gate=gates)
+                gpuact.activation_stats(gates)
 
 
 # -- sizes ----------------------------------------------------------------------------------------

@@ -213,7 +213,8 @@ class Case:
         scale = np.abs(self.wide(1.0 if self.scale is None else self.scale))
         bias = np.abs(self.wide(0.0 if self.bias is None else self.bias))
         unit = LONG(2) ** (1 - FORMATS[compute_dtype(str(self.x.dtype))].digits)
-        return np.abs(u) > unit * (np.abs(truth.long(self.x)) * scale + bias)
+        rounded = unit * (np.abs(truth.long(self.x)) * scale + bias)
+        return np.abs(u) > np.maximum(rounded, bounds.least(str(self.x.dtype)))
 
 
 TINY = bounds.FLUSHED  # below it float32 may be flushed, within a chain as well

@@ -168,18 +168,18 @@ def _over_pieces(
     """
     compute = compute_dtype(out.dtype)
     arrays = [a for a in operands if isinstance(a, np.ndarray)]
-    with np.errstate(over="ignore"):  # a number may be infinite in this precision
-        scalars = [compute.type(a) if isinstance(a, float) else None for a in operands]
     operand_flags: list[list[Any]] = [*[["readonly"]] * len(arrays), ["writeonly"]]
-    pieces = np.nditer(
-        [*arrays, out],
-        flags=["external_loop", "buffered", "ranged", "delay_bufalloc", "zerosize_ok"],
-        op_flags=operand_flags,
-        op_dtypes=[compute] * (len(arrays) + 1),
-        order=order,
-        casting="unsafe",
-        buffersize=BLOCK,
-    )
+    with np.errstate(all="ignore"):  # a number may be infinite, or 0, in this precision
+        scalars = [compute.type(a) if isinstance(a, float) else None for a in operands]
+        pieces = np.nditer(
+            [*arrays, out],
+            flags=["external_loop", "buffered", "ranged", "delay_bufalloc", "zerosize_ok"],
+            op_flags=operand_flags,
+            op_dtypes=[compute] * (len(arrays) + 1),
+            order=order,
+            casting="unsafe",
+            buffersize=BLOCK,
+        )
 
     def run(span: tuple[int, int]) -> None:
         mine = pieces.copy()
@@ -323,7 +323,7 @@ def observe(
     noting = Lock()
     slopes = parameter
     if isinstance(parameter, np.ndarray):
-        with np.errstate(over="ignore"):  # a number may be infinite in this precision
+        with np.errstate(all="ignore"):  # a number may be infinite, or 0, in this precision
             slopes = parameter.reshape(1, -1, 1).astype(compute, copy=False)
 
     def work(k: int) -> None:
