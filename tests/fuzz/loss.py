@@ -123,7 +123,7 @@ def judge_loss(r: Reading, what: str) -> Any:
         raise Unjudged("options")
     if (r.raw("softcap") is not None and softcap == 0) or (not integers and ignore >= 0):
         raise Unjudged("options")
-    if z_loss > 1e6 or (softcap and not 1e-5 < softcap < 1e8):
+    if (z_loss and not 1e-20 < z_loss < 1e6) or (softcap and not 1e-5 < softcap < 1e8):
         raise Unjudged("beyond what bounds know")
     dtype = logits.dtype.name
     kind = compute_dtype(dtype)
