@@ -209,11 +209,13 @@ def test_what_there_was_no_time_for_is_told(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
 from bench import run
 from tests.fake_gpu import OURS, Asked
 if __name__ == "__main__":
+    # a shell has what it starts in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run.run(Asked(faults=("a hanging one",)), Path(sys.argv[1])))
 """
 
