@@ -446,7 +446,9 @@ def test_dense_arrays_beyond_32_bits_with_dropout(executor, size, monkeypatch):
 # Shapes (outer, units, inner) of float16: a bit a unit, bits of a unit, and runs of many rows
 LAYERS = {
     "bits of eight units a byte": (1, T31 + 64, 1),
+    "a bit of every unit": (1, T31 + 65, 1),
     "bits of one unit": (1, 2**28, 16),
+    "bits of one unit in every period": (8, 2**29 + 1, 5),
     "runs": (300, 2**23, 512),
 }
 
@@ -459,11 +461,12 @@ def test_the_last_unit_of_layers_beyond_32_bits(executor, shape):
     one = np.zeros(1, np.float16)  # whose x is nothing but a shape
     cut = tiles(*shape, 8, 8)
     flags, alive = promised(cut.flags, np.uint8), promised(units, np.uint8)
+    last = outer * units * inner - 1
     if cut.runs:
-        last = outer * units * inner - 1
         flags[last // cut.columns] = 1 if last // inner * inner <= last // 256 * 256 else 2
     else:
-        flags[-(-(units * inner) // 8) - 1] = 0x80
+        assert cut.rows == 1
+        flags[last // 8] = 1 << last % 8
     bounds = (0.0, None)
     if executor.name == "triton-ptx":
         plan = executor.backend._observing(

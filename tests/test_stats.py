@@ -660,11 +660,19 @@ def test_a_program_has_enough_to_do(shape, pack):
     """Of half types, whatever the pack: what it leaves is little then; nor are there too many."""
     cut = tiles.tiles(*shape, pack, 8)
     size = math.prod(shape)
-    assert 16 << 10 <= 2 * cut.chunk * cut.columns <= 2 * tiles.COUNTED
+    assert cut.chunk * cut.columns >= 8 << 10
     assert (cut.chunks - 1) * cut.chunk < cut.rows <= cut.chunks * cut.chunk
     assert cut.rows * cut.pitch >= size > (cut.rows - 1) * cut.pitch
-    assert cut.programs <= tiles.PROGRAMS + cut.across
+    assert cut.programs < 4096  # which one block merges
     assert cut.runs or cut.pitch % math.prod(shape[1:]) == cut.pitch % pack == 0
+
+
+@pytest.mark.parametrize("pack", (1, 2, 4, 8))
+@pytest.mark.parametrize("shape", ((1 << 22, 1 << 13, 1), (1 << 12, 8, 1 << 20)))
+def test_what_a_program_counts_fits_its_words(shape, pack):
+    """Zeros and saturated elements share 32 bits at each of a tile's 256 places."""
+    cut = tiles.tiles(*shape, pack, 8)
+    assert cut.chunk * cut.columns <= 256 << 15
 
 
 # -- the reference --------------------------------------------------------------------------------

@@ -111,9 +111,8 @@ class Reading:
         value = self.raw(name, default)
         if isinstance(value, np.generic) and value.dtype.name == "bfloat16":
             return float(value)
-        if not isinstance(value, int | float | Fraction | np.floating | np.integer):
-            raise Unjudged(name)
-        if isinstance(value, np.timedelta64):  # which NumPy has for an integer
+        real = isinstance(value, int | float | Fraction | np.floating | np.integer)
+        if not real or isinstance(value, np.timedelta64):  # which NumPy has for an integer
             raise Unjudged(name)
         try:
             return float(value)
