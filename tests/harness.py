@@ -408,6 +408,8 @@ def make(
         needs_gpu(backend)
     for package in NEEDS.get(backend, ()):
         pytest.importorskip(package)
+    if name == "triton-interpreter" and not INTERPRETED:
+        pytest.skip("Triton's interpreter needs a process with TRITON_INTERPRET=1")
     executor = EXECUTORS[name]()
     if name == "triton-ptx":
         monkeypatch.setattr(executor.backend, "launch", triton_launcher(executor, run))

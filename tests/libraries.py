@@ -81,8 +81,6 @@ def _torch_cpu(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 
 def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Library:
-    if not harness.INTERPRETED:
-        pytest.skip("Triton's interpreter needs a process with TRITON_INTERPRET=1")
     return Library("interpreter", harness.make("triton-interpreter", monkeypatch), "triton")
 
 
