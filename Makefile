@@ -51,7 +51,7 @@ $(PY) -m ruff format --check
 $(PY) -m mypy --strict gpuact
 endef
 
-.PHONY: help test test-slow test-deep test-gpu lint accuracy exhaustive audit bench install clean \
+.PHONY: help test test-slow test-deep test-gpu hardware lint accuracy exhaustive audit bench install clean \
 	docker-test docker-test-gpu docker-bench lint-docker
 .DELETE_ON_ERROR:
 
@@ -74,6 +74,9 @@ test-deep: say-test $(TEST)  ## the whole products of cases and dtypes, of which
 
 test-gpu: say-test $(TEST)  ## the tests that need a GPU; without one they fail
 	GPUACT_REQUIRE_GPU=1 $(PYTEST) -m gpu $(ARGS)
+
+hardware: say-test $(TEST) $(BENCH)  ## all that only a GPU can prove, and a record of it
+	$(PY) -m tests.hardware $(ARGS)
 
 lint: say-test $(TEST)  ## ruff and mypy
 	$(LINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -21,7 +22,7 @@ import pytest
 
 import gpuact
 from tests.bounds import DTYPES
-from tests.harness import REQUIRE_GPU
+from tests.harness import REQUIRE_GPU, context_lost
 from tests.libraries import LIBRARIES, Library, libraries
 
 CROSSED = ("cupy-on-triton", "torch-cuda-on-cupy")
@@ -80,6 +81,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(left_out)
         if item.get_closest_marker("cuda") and not item.get_closest_marker("slow"):
             item.add_marker("gpu")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A kernel that faults takes the GPU's context along: no test after it could pass here.
+
+    One of xdist's processes ends with it; another goes on, and the test counts as failed.
+    """
+    done = yield
+    if item.get_closest_marker("cuda") and (why := context_lost()):
+        if hasattr(item.config, "workerinput"):
+            print(f"{item.nodeid}: {why}: this process ends", file=sys.__stderr__, flush=True)
+            os._exit(1)
+        item.session.shouldfail = f"{item.nodeid} lost the GPU's context: {why}"
+    return done
 
 
 @pytest.fixture(params=libraries())

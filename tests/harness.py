@@ -9,6 +9,7 @@ interpreter, so all that runs above and below it is what a GPU would run.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from tests.truth import Array
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 REQUIRE_GPU = os.environ.get("GPUACT_REQUIRE_GPU") == "1"
+NO_POOLS = os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1"  # for CuPy, too
 TARGET = 90  # the compute capability that kernels are compiled for here
 # Bytes of shared memory that a block may have: on every GPU supported, and on those where Triton's
 # blocks form clusters.
@@ -347,6 +349,8 @@ def _triton_interpreter() -> Executor:
 def _cupy_cuda() -> Executor:
     import cupy
 
+    if NO_POOLS:
+        cupy.cuda.set_allocator(None)
     backend = import_module("gpuact.backends.cupy")
     return Executor("cupy-cuda", "cupy", backend, cupy.asarray, _cupy_view, cupy.asnumpy)
 
@@ -428,3 +432,18 @@ def make(
 @cache
 def no_gpu(backend: str) -> str | None:
     return import_module(f"gpuact.backends.{backend}").why_not()
+
+
+def context_lost() -> str | None:
+    """Why this process can use its GPU no more, once all that was launched is done."""
+    if no_gpu("cupy") and no_gpu("triton"):
+        return None  # there was none
+    torch = sys.modules.get("torch")
+    try:
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        elif cupy := sys.modules.get("cupy"):
+            cupy.cuda.runtime.deviceSynchronize()
+    except Exception as error:
+        return str(error).strip().partition("\n")[0]
+    return None
