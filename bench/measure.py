@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuact.libraries import numpy_dtype
+from gpuact.libraries import library_of, numpy_dtype
 
 Array = Any
 Calls = Sequence[Callable[[], object]]  # the same work on different memory, to go around
@@ -146,7 +146,8 @@ class Cupy(Host):
         import cupy
 
         self.cupy = cupy
-        self.cache = 3 * cupy.cuda.Device().attributes["L2CacheSize"]
+        of = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+        self.cache = 3 * of["l2CacheSize"]
         self.stream = cupy.cuda.Stream(non_blocking=True)  # that graphs are recorded on
 
     def put(self, array: Array) -> Array:
@@ -170,6 +171,8 @@ class Cupy(Host):
     def recorded(self, calls: Calls) -> Callable[[], object]:
         """With memory of its own, which nothing gives back while the graph may write there."""
         pool = self.cupy.cuda.MemoryPool()
+        kept = library_of(self.cupy.empty(0)).captured  # by gpuact, which knows of no such pool
+        known = len(kept)
         self.synchronize()
         with self.stream as stream, self.cupy.cuda.using_allocator(pool.malloc):
             before = [call() for call in calls]  # loads and compiles what a graph cannot hold
@@ -182,6 +185,8 @@ class Cupy(Host):
                 with suppress(Exception):  # a stream left recording makes every later call fail
                     stream.end_capture()
                 raise
+            finally:
+                del kept[known:]
             graph = stream.end_capture()
             del outputs  # nobody reads them
 
@@ -375,12 +380,13 @@ def rotated(
 ) -> list[tuple[Array, ...]]:
     """The inputs, and as many copies of them as the place's cache asks for.
 
-    written: by a call, in bytes; outputs of the cache's size leave nothing of any input there.
+    written: by a call, in bytes; outputs of the cache's size, of one call or of several, leave
+    nothing of any input there.
     """
     first = tuple(placed(place, array) for array in arrays)
     size = max(1, sum(array.nbytes for array in arrays))
     least = FEW if place.graphs and size + written < FEW_BYTES else 1
-    needed = 1 if written >= place.cache else math.ceil(place.cache / size)
+    needed = math.ceil(place.cache / max(size, written))
     more = min(max(least, needed), AROUND) - 1
     return [first, *(tuple(place.copy(array) for array in first) for _ in range(more))]
 

@@ -112,6 +112,7 @@ class Library:
     name: ClassVar[str] = "numpy"
     tracks: ClassVar[bool] = False  # whether it has an autograd
     xp: Any = np
+    captured: list[Any] = []  # noqa: RUF012 - nobody but CuPy's has a CUDA graph in it
 
     def home(self, x: Any) -> str:
         """Where the array lives, in the words that error messages use."""
@@ -282,7 +283,7 @@ class CuPy(Library):
         self.alike = lambda x: self._made(x, cupy.empty_like, x)
         self.here = lambda place: bool(cupy.cuda.runtime.getDevice() == place)
         FACTS[cupy.ndarray] = lambda x: (*cast(Any, _array_facts(x)), x.device.id)
-        self._kept: list[Any] = []
+        self.captured = []
 
     def home(self, x: Any) -> str:
         return "CuPy"
@@ -300,12 +301,13 @@ class CuPy(Library):
         """What `make` makes, on like's device; all memory that is asked of CuPy comes this way.
 
         CuPy's pool knows nothing of CUDA graphs: it would hand the memory to somebody else once we
-        let go of it, while every replay still writes there. What a capture makes is kept for good.
+        let go of it, while every replay still writes there. What a capture makes is kept for good,
+        in `captured`.
         """
         with like.device:
             made = make(*args)
             if self.xp.cuda.get_current_stream().is_capturing():
-                self._kept.append(made)
+                self.captured.append(made)
         return made
 
     def empty(self, shape: Sequence[int], dtype: str, like: Any) -> Any:

@@ -155,7 +155,7 @@ def errors(xp: Any, sweep: Sweep, family: str, got: Any, values: Any) -> tuple[A
 
     What flushing may change on a GPU, 2^-126 times what it is multiplied by, is no error there.
     """
-    wide = [xp.asarray(a, np.float64) for a in sweep.operands(values)]
+    wide = [widened(xp, a) for a in sweep.operands(values)]
     value = xp.broadcast_to(truth.FLOAT64[sweep.formula](xp, *wide), values.shape)
     size = xp.abs(value)
     if sweep.formula == "linear":
@@ -164,7 +164,7 @@ def errors(xp: Any, sweep: Sweep, family: str, got: Any, values: Any) -> tuple[A
     bits = xp.ascontiguousarray(size).view(np.int64)
     power = (bits & np.int64(0x7FF << 52)).view(np.float64)  # of two, not above the size
     unit = xp.clip(power, 2.0**-126, 2.0**127) * 2.0**-23
-    error = xp.abs(got.astype(np.float64) - value)
+    error = xp.abs(widened(xp, got) - value)
     if family in FLUSHING:
         largest = max([1.0, *(abs(number) for _, number in sweep.others)])
         error = xp.maximum(error - float(FLUSHED) * largest, 0)
@@ -174,6 +174,16 @@ def errors(xp: Any, sweep: Sweep, family: str, got: Any, values: Any) -> tuple[A
         beyond = xp.isinf(got) & (xp.sign(got) == xp.sign(value)) & (xp.abs(value) >= EDGE)
         error = xp.where(same | beyond, 0, xp.where(xp.isnan(error), np.inf, error))
     return error, value
+
+
+def widened(xp: Any, x: Any) -> Any:
+    """float64 of a float32, subnormal ones too, which CuPy's own conversion flushes to zero."""
+    wide = xp.asarray(x, np.float64)
+    if not getattr(x, "ndim", 0):
+        return wide
+    fraction = x.view(np.uint32) & np.uint32((1 << 23) - 1)
+    least = xp.copysign(fraction.astype(np.float64) * 2.0**-149, wide)
+    return xp.where(x.view(np.uint32) & np.uint32(0xFF << 23), wide, least)
 
 
 def verify(sweep: Sweep, values: Array, value: Array) -> None:
@@ -190,7 +200,7 @@ def verify(sweep: Sweep, values: Array, value: Array) -> None:
 def one_slice(family: str, name: str, index: int, count: int = SLICE) -> dict[str, Any]:
     """The worst of a slice (or of its first `count` values), as a line of the log."""
     sweep, (run, xp) = SWEEPS[name], _runner(family)
-    begin, worst = time.perf_counter(), (-1.0, np.float32(0), np.float32(0))
+    begin, worst = time.perf_counter(), (-1.0, 0.0, 0.0)
     block = min(count, BLOCK["cpu" if xp is np else "gpu"])
     with np.errstate(all="ignore"):
         for first in range(index * SLICE, index * SLICE + count, block):
@@ -204,7 +214,7 @@ def one_slice(family: str, name: str, index: int, count: int = SLICE) -> dict[st
             on_host = (a if xp is np else a.get() for a in (values[some], value[some]))
             verify(sweep, *on_host)
             if float(error[at]) > worst[0]:
-                worst = (float(error[at]), np.float32(values[at]), np.float32(got[at]))
+                worst = tuple(float(a[at]) for a in (error, values, got))
     error_at, x, y = worst
     return {
         "family": family,
@@ -213,8 +223,8 @@ def one_slice(family: str, name: str, index: int, count: int = SLICE) -> dict[st
         "inputs": count,
         "sources": sources(family),
         "ulp": error_at,
-        "at": float(x).hex(),
-        "got": float(y).hex(),
+        "at": x.hex(),
+        "got": y.hex(),
         "seconds": round(time.perf_counter() - begin, 2),
     }
 

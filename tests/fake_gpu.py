@@ -182,7 +182,10 @@ def _cupy() -> ModuleType:
             MemoryHook=MemoryHook,
             MemoryPool=MemoryPool,
             using_allocator=_using_allocator,
-            Device=lambda: SimpleNamespace(attributes={"L2CacheSize": L2}, synchronize=DEVICE.wait),
+            Device=lambda: SimpleNamespace(synchronize=DEVICE.wait),
+            runtime=SimpleNamespace(
+                getDevice=lambda: 0, getDeviceProperties=lambda device: {"l2CacheSize": L2}
+            ),
             get_elapsed_time=lambda start, stop: start.elapsed_time(stop),
         ),
     )

@@ -34,7 +34,8 @@ SHOWN = 20  # lines of a log whose part failed
 HANGS = ("-o", "faulthandler_timeout=120", "-o", "faulthandler_exit_on_timeout=true")
 PYTEST = (sys.executable, "-m", "pytest", "-q", *HANGS)
 # Beside each other: most of a test's time is its compiler's.
-BESIDE = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+SERIAL = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # in each of them
+BESIDE = ("--numprocesses", "auto", "--maxprocesses", "16", "--dist", "worksteal")
 # Of a checker's own speed: a few files, the pools off, so that it knows where an array ends.
 CHECKER = ("compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20", "--tool")
 CHECKED = ("tests/test_functions.py", "tests/test_cross_entropy.py", "tests/test_stats.py")
@@ -56,6 +57,7 @@ PARTS = (
     Part(
         *("tests", "every function, dtype and library; graphs, streams, threads", 6),
         (*PYTEST, *BESIDE, "-m", "gpu"),
+        SERIAL,
     ),
     Part(
         *("large", "more than 2^31 elements", 2),
@@ -83,6 +85,7 @@ PARTS = (
     Part(
         *("slow", "every dtype on every library", 15),
         (*PYTEST, *BESIDE, "-m", "cuda and slow and not soak"),
+        SERIAL,
     ),
 )
 

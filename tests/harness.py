@@ -252,6 +252,22 @@ def cupy_launchers(
     }
 
 
+def recorded(executor: Executor) -> Callable[..., None]:
+    """CuPy's own launches of modules, written down; what their code was compiled to stays there."""
+    launch_raw = executor.backend.launch_raw
+
+    def launch(module: Any, name: str, grid: Any, block: Any, args: Any, *more: Any) -> None:
+        dtypes = tuple(_dtype_of(a) for a in args if hasattr(a, "dtype") and a.ndim)
+        _record(executor, Launch(name, dtypes, _unknown, _unknown, prod(grid) * prod(block)))
+        launch_raw(module, name, grid, block, args, *more)
+
+    return launch
+
+
+def _unknown(capability: int) -> Any:
+    raise NotImplementedError("the code that a GPU runs is not looked at")
+
+
 class _PlansOfRegimes(dict[Any, Any]):
     """A cache of plans for tests that change the table which plans are made by."""
 
@@ -425,7 +441,12 @@ def make(
     if name == "cupy-ptx":
         for function, replacement in cupy_launchers(executor, run, capability).items():
             monkeypatch.setattr(executor.backend, function, replacement)
+    if name == "cupy-cuda":
+        monkeypatch.setattr(executor.backend, "launch_raw", recorded(executor))
+    if backend == "cupy":
         monkeypatch.setattr(executor.backend, "_plans", _PlansOfRegimes())
+    if name == "triton-cuda":
+        monkeypatch.setattr(executor.backend, "_plans", {})
     return executor
 
 

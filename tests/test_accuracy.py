@@ -264,6 +264,23 @@ def test_an_error_is_measured_in_ulp(monkeypatch):
         assert float.fromhex(line["at"]) == np.uint32(first + 77).view(np.float32)
 
 
+def test_the_truth_of_a_subnormal_number_is_not_that_of_zero():
+    """CuPy's kernels, its conversions too, flush what they read."""
+
+    class Flushing:
+        __getattr__ = staticmethod(np.__dict__.__getitem__)
+
+        def asarray(self, x: Any, dtype: Any) -> Any:
+            small = np.abs(x) < np.finfo(np.float32).tiny
+            return np.where(small, np.copysign(0.0, x), x).astype(dtype)
+
+    bits = [0, 1, 2, (1 << 23) - 1, 1 << 23, 0x3F800000, 0x7F800000, 0x7FC00000]
+    x = np.array([b | sign for b in bits for sign in (0, 1 << 31)], np.uint32).view(np.float32)
+    found = exhaustive.widened(Flushing(), x)
+    assert np.array_equal(found.view(np.uint64), x.astype(np.float64).view(np.uint64))
+    assert exhaustive.widened(Flushing(), np.float32(-1.75)) == -1.75
+
+
 def test_infinities_and_nan_belong_where_the_truth_has_them():
     """The last slice of either sign holds the largest numbers, infinity and every NaN."""
     name = "linear(x, scale = -1.75, bias = -0.7)"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import measure
-from gpuact.libraries import numpy_dtype
+from gpuact.libraries import Library, numpy_dtype
 from tests import fake_gpu
 
 Array = Any
@@ -79,6 +79,13 @@ def test_small_inputs_go_around_so_often_and_no_more(cache: int, copies: int) ->
     place.cache = cache
     assert len(measure.rotated(place, [np.zeros(1)])) == copies
     assert len(measure.rotated(place, [np.zeros(0)])) == min(max(1, cache), measure.AROUND)
+
+
+@pytest.mark.parametrize(("written", "copies"), [(8, 125), (100, 10), (999, 2), (1000, 1)])
+def test_outputs_go_through_the_cache_as_inputs_do(written: int, copies: int) -> None:
+    place = measure.Host()
+    place.cache = 1000
+    assert len(measure.rotated(place, [np.zeros(1)], written)) == copies
 
 
 # -- turns ----------------------------------------------------------------------------------------
@@ -250,7 +257,9 @@ def test_a_replayed_call_is_its_share_of_the_graph() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_cupy_records_on_a_stream_whose_pool_has_the_memory(fails: bool) -> None:
+def test_cupy_records_on_a_stream_whose_pool_has_the_memory(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Called once before, all outputs alive; and the stream never stays in recording."""
     events: list[str] = []
 
@@ -281,18 +290,30 @@ def test_cupy_records_on_a_stream_whose_pool_has_the_memory(fails: bool) -> None
             if events:
                 events.append("freed")
 
+    held = object()  # of a graph that somebody else has captured
+    monkeypatch.setattr(Library, "captured", [held])
+
+    class Ours(Output):
+        """As of gpuact, which keeps what is made while a graph is recorded."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            if "begin" in events:
+                Library.captured.append(self)
+
     place = fake_gpu.Cupy()
     place.stream = Stream()
     before = ["call", "call", "wait", "freed", "freed", "begin"]
     if fails:
         with pytest.raises(RuntimeError, match="not while recording"):
-            place.recorded([Output, Output])
+            place.recorded([Ours, Ours])
         assert [e for e in events if e != "freed"][:6] == [
             *("call", "call", "wait", "begin", "end", "exit")
         ]
     else:
-        place.recorded([Output, Output])()
+        place.recorded([Ours, Ours])()
         assert events == [*before, "call", "call", "end", "freed", "freed", "exit", "launch"]
+    assert Library.captured == [held]
     events.clear()
 
 

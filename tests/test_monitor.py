@@ -33,12 +33,19 @@ from gpuact.torch import health, watching
 from gpuact.torch import nn as ours
 from gpuact.torch.health import Layer, Report
 from gpuact.torch.watching import KINDS, OWN
+from tests import harness
 from tests.test_host_cost import held
 from tests.test_import import loaded_by
 
 nn = torch.nn
 Module = torch.nn.Module
 BOTH = pytest.mark.parametrize("kinds", ["torch", "gpuact"])
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+
+
+def needs(device: str) -> None:
+    if device == "cuda":
+        harness.needs_gpu("triton")
 
 
 def converted(model: Module, kinds: str) -> Module:
@@ -99,24 +106,26 @@ MAKE: dict[str, tuple[Callable[[Any], Module], str]] = {
 }
 
 
+@DEVICES
 @BOTH
 @pytest.mark.parametrize("name", MAKE)
-def test_figures_are_those_of_the_outputs(name: str, kinds: str) -> None:
+def test_figures_are_those_of_the_outputs(name: str, kinds: str, device: str) -> None:
     """Of two batches of different sizes; outputs and gradients are what they are unwatched."""
+    needs(device)
     torch.manual_seed(0)
     make, function = MAKE[name]
     model = nn.Sequential(nn.Linear(4, 6), make(ours if kinds == "gpuact" else nn))
     with torch.no_grad():
         model[0].bias[2] = -100.0  # a unit that is dead, where units can be
-    alone = copy.deepcopy(model)
+    alone = copy.deepcopy(model.to(device))
     seen, norms = [], []
     with gpuact.torch.monitor(model, every=1) as watch:
         for x in (torch.randn(5, 4), torch.randn(3, 4)):
-            y, expected = model(x), alone(x)
+            y, expected = model(x.to(device)), alone(x.to(device))
             y.square().sum().backward()
             expected.square().sum().backward()
             assert torch.equal(y, expected)
-            seen.append(y.detach().numpy().astype(np.float64))
+            seen.append(y.detach().cpu().numpy().astype(np.float64))
             norms.append(np.sum((2 * seen[-1]) ** 2))
     for p, q in zip(model.parameters(), alone.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
@@ -1141,14 +1150,17 @@ PLANTED: dict[str, tuple[Callable[[], Module], str, dict[str, tuple[float, float
 }
 
 
+@DEVICES
 @BOTH
 @pytest.mark.parametrize("fault", PLANTED)
-def test_a_planted_fault_is_told(fault: str, kinds: str) -> None:
+def test_a_planted_fault_is_told(fault: str, kinds: str, device: str) -> None:
+    needs(device)
     make, layer, evidence = PLANTED[fault]
     for seed in range(5):
         torch.manual_seed(seed)
-        model = converted(make(), kinds)
-        data = digits()
+        model = converted(make(), kinds).to(device)
+        x, target = digits()
+        data = x.to(device), target.to(device)
         with gpuact.torch.monitor(model, every=2) as watch:
             # at such a rate what was planted stays
             train(model, 20 if "looks" in evidence else 6, data, rate=1e-4 * (fault != "exploding"))

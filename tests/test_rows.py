@@ -92,8 +92,6 @@ WITHOUT_CLUSTERS = (
 
 @pytest.mark.parametrize("regime", REACHED)
 def test_every_regime_is_reached(executor, regime, monkeypatch):
-    if not executor.name.endswith("ptx"):
-        pytest.skip("launches are recorded by the PTX interpreter alone")
     if regime in WITHOUT_CLUSTERS:
         monkeypatch.setattr(executor.backend, "capability", lambda: 80)
     x = normal(REACHED[regime], "float32")
@@ -122,8 +120,6 @@ LAID_OUT = {
 @pytest.mark.parametrize("layout", geometry.LAYOUTS, ids=str)
 def test_every_layout_is_reached(executor, layout, monkeypatch):
     formula, dtype, capability, shape = LAID_OUT[layout]
-    if not executor.name.endswith("ptx"):
-        pytest.skip("launches are recorded by the PTX interpreter alone")
     monkeypatch.setattr(executor.backend, "capability", lambda: capability)
     variants, module = [], geometry.module
 
@@ -150,8 +146,7 @@ LITTLE_SHARED = (
 @pytest.mark.parametrize("case", LITTLE_SHARED, ids=str)
 def test_tiles_keep_to_little_shared_memory(executor, case, monkeypatch):
     formula, dtype, capability, shape = case
-    if executor.name.endswith("ptx"):
-        monkeypatch.setattr(executor.backend, "capability", lambda: capability)
+    monkeypatch.setattr(executor.backend, "capability", lambda: capability)
     run_rows(executor, formula, row_operands(formula, normal(shape, dtype)))
 
 
@@ -553,20 +548,19 @@ CAPPED = [
 
 @pytest.mark.parametrize(("regime", "kind"), CAPPED)
 def test_capped_losses_in_every_regime(executor, regime, kind, monkeypatch):
-    if executor.name.endswith("ptx") and regime in WITHOUT_CLUSTERS:
+    if regime in WITHOUT_CLUSTERS:
         monkeypatch.setattr(executor.backend, "capability", lambda: 80)
     inputs = ce_inputs(REACHED[regime], "float32", CE_CASES[kind] | {"z_loss": 0.1, "softcap": 9.0})
     losses = Losses(executor, inputs)
     losses.with_grad(alias=True)
-    if executor.name.endswith("ptx"):
-        kernels = [launch.kernel for launch in executor.launches]
-        assert kernels == [f"cross_entropy_with_grad_{kernel}" for kernel in regime.split()]
+    kernels = [launch.kernel for launch in executor.launches]
+    assert kernels == [f"cross_entropy_with_grad_{kernel}" for kernel in regime.split()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("regime", [r for r in REACHED if r != "two_passes"])
 def test_every_capped_kernel_in_every_regime(executor, regime, monkeypatch):
-    if executor.name.endswith("ptx") and regime in WITHOUT_CLUSTERS:
+    if regime in WITHOUT_CLUSTERS:
         monkeypatch.setattr(executor.backend, "capability", lambda: 80)
     for kind in CAPPED_KINDS:
         case = CE_CASES[kind] | {"z_loss": 0.1, "softcap": 9.0}

@@ -443,12 +443,16 @@ def test_inference_mode():
     assert stats.count == 12
 
 
+def strides(x: Any) -> Any:
+    return x.stride() if hasattr(x, "stride") else x.strides
+
+
 def test_outputs_lie_as_the_plain_functions(lib: Library):
     x = lib.place(values((4, 6, 8), "float32", 5, FEW).transpose(2, 0, 1)[::2]).native
     y, stats = gpuact.activation_with_stats(x, "relu", channel_axis=1)
     plain = gpuact.relu(x)
     assert (y == plain).all()
-    assert lib.executor.to_numpy(y).strides == lib.executor.to_numpy(plain).strides
+    assert [*strides(y)] == [*strides(plain)]
     seen(stats, lib.executor.to_numpy(y), 1)
 
 

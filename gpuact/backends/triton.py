@@ -1059,8 +1059,8 @@ def _rows_plans(
     shape = {"PACK": pack, "BESIDE": view.beside, "EDGE": edge, "LANES": lanes}
     numbers = (*view.extents, *view.strides, head, *numbers)
     if g.whole:
-        grid = kernels.rows.grid(-(-inner // g.rows), outer)
-        constexprs |= {"PARTS": g.parts, **shape}
+        grid = kernels.rows.grid(-(-inner // g.across), -(-outer // (g.rows // g.across)))
+        constexprs |= {"ACROSS": g.across, "PARTS": g.parts, **shape}
         plan = Plan(getattr(module, name), grid, constexprs, g.warps, numbers, device, g.parts)
         return Rows((plan,), False, None, dtype)
     tiles = outer * -(-inner // g.rows)

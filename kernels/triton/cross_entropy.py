@@ -220,6 +220,7 @@ def cross_entropy(
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    ACROSS: tl.constexpr,
     PARTS: tl.constexpr,
     PACK: tl.constexpr,
     BESIDE: tl.constexpr,
@@ -230,7 +231,7 @@ def cross_entropy(
     SUMS: tl.constexpr = PROBABILITIES or SMOOTHING
     ADDED: tl.constexpr = PROBABILITIES or (SMOOTHING and weight is not None)
     inf = float("inf")
-    o, i, exists, part = place(outer, inner, ROWS, PARTS, BESIDE)
+    o, i, exists, part = place(outer, inner, ROWS, ACROSS, PARTS, BESIDE)
     logits += o * z_outer + i * z_inner
     target += o * t_outer + i * t_inner
     y, ignored, valid = label(target, exists, n, ignore_index, PROBABILITIES)

@@ -1,8 +1,9 @@
 """What kernels over rows share, and sums over axes.
 
 A view has three axes, (outer, n, inner), and a row runs along the middle one. A tile holds ROWS
-rows that lie beside each other along inner, [ROWS, BLOCK]: whole rows, or a chunk of each. The host
-hands a view with inner = 1 over as (1, n, outer), so that short rows share a program too. Over a
+rows, [ROWS, BLOCK]: whole rows, or a chunk of each. ACROSS of them lie beside each other along
+inner; only where that has no more, short rows of several outer indices share a tile. The host hands
+a view with inner = 1 over as (1, n, outer), so that its short rows share a program too. Over a
 cluster of PARTS blocks the tile is [PARTS·ROWS, BLOCK]: each block has a part of every row. What
 belongs to a row, or to a part of it, has the shape [PARTS·ROWS, 1].
 
@@ -81,6 +82,7 @@ class Geometry:
 
     regime: str
     rows: int
+    across: int  # of them that lie beside each other along inner
     block: int
     parts: int  # blocks of a cluster
     warps: int
@@ -127,21 +129,21 @@ def geometry(
             continue
         if (block if short and side == 1 else side * block * words) <= regime.words:
             rows = max(side, TOGETHER // itemsize // block) if short else side
-            rows = min(rows, _power_of_2(inner)) if inner > 1 else rows
+            across = min(rows, _power_of_2(inner)) if inner > 1 else rows
             part = block // regime.blocks
             warps = _warps(rows * part * words)
             if regime.blocks > 1 and side > 1 and held < 4:
                 # What a thread knows of its rows is there once for twice the values, then.
                 # With masks, smoothing or probabilities it is those that take the registers.
                 warps = min(warps, 8)
-            return Geometry(regime.name, rows, part, regime.blocks, warps, 1, 1)
+            return Geometry(regime.name, rows, across, part, regime.blocks, warps, 1, 1)
     chunk = CHUNK // itemsize // held // side
     if side > 1 and not packed and itemsize < 4:
         chunk //= 2  # of twice as many elements
     chunks = -(-n // chunk)
     warps = _warps(side * chunk * min(words, 2))
     merge = max(1, 32 * warps // side)  # a thread has one: what it reads, no other has to read
-    return Geometry("passes", side, chunk, 1, warps, chunks, merge)
+    return Geometry("passes", side, side, chunk, 1, warps, chunks, merge)
 
 
 def spread(tiles: int, chunks: int) -> int:
@@ -180,11 +182,16 @@ def second():
 
 
 @triton.jit
-def place(outer, inner, ROWS: tl.constexpr, PARTS: tl.constexpr, BESIDE: tl.constexpr):
-    """Where this program's rows are: outer index, inner indices, which exist; and their parts."""
+def place(
+    outer, inner,
+    ROWS: tl.constexpr, ACROSS: tl.constexpr, PARTS: tl.constexpr, BESIDE: tl.constexpr,
+):  # fmt: skip
+    """Where this program's rows are: outer and inner indices, which exist; and their parts."""
     r = tl.arange(0, PARTS * ROWS)[:, None]
     o = second()
-    i = first() * ROWS + r % ROWS
+    if ACROSS < ROWS:
+        o = o * (ROWS // ACROSS) + r % ROWS // ACROSS
+    i = first() * ACROSS + r % ACROSS
     return o, i, (o < outer) & (i < inner // BESIDE * BESIDE), r // ROWS
 
 

@@ -113,6 +113,7 @@ def softmax(
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    ACROSS: tl.constexpr,
     PARTS: tl.constexpr,
     PACK: tl.constexpr,
     BESIDE: tl.constexpr,
@@ -121,7 +122,7 @@ def softmax(
 ):
     """Whole rows: each element is read once."""
     inf = float("inf")
-    o, i, exists, part = place(outer, inner, ROWS, PARTS, BESIDE)
+    o, i, exists, part = place(outer, inner, ROWS, ACROSS, PARTS, BESIDE)
     row = o * inner + i
     offset = mask_offset(row, k2, k3, k4, m_1, m_2, m_3, m_4) if mask is not None else row
     limit = own(row, n, CAUSAL, causal)
@@ -335,6 +336,7 @@ def softmax_backward(
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    ACROSS: tl.constexpr,
     PARTS: tl.constexpr,
     PACK: tl.constexpr,
     BESIDE: tl.constexpr,
@@ -342,7 +344,7 @@ def softmax_backward(
     LANES: tl.constexpr,
 ):
     """Whole rows: each element is read once."""
-    o, i, exists, part = place(outer, inner, ROWS, PARTS, BESIDE)
+    o, i, exists, part = place(outer, inner, ROWS, ACROSS, PARTS, BESIDE)
     dy += o * dy_outer + i * dy_inner
     y += o * y_outer + i * y_inner
     start, length = span(head + o * dy_outer + i * dy_inner, tl.full((), n, tl.int32), PACK, EDGE)
