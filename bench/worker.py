@@ -30,7 +30,7 @@ from .suite import Broken, Row, Status, row_of, run_case
 from .suites import Asked, Job, Suite
 from .tables import COPY
 
-SILENCE = 600.0  # seconds without a word, after which a process is taken for hung
+SILENCE = 300.0  # seconds without a word, after which a process is taken for hung
 DEATHS = 3  # of a process at somebody's turn, after which he gets no other
 
 # What a job gives: the rows of one or more of a result's tables.

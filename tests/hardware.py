@@ -36,6 +36,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", *HANGS)
 # Beside each other: most of a test's time is its compiler's.
 SERIAL = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # in each of them
 BESIDE = ("--numprocesses", "auto", "--maxprocesses", "16", "--dist", "worksteal")
+BENCH = (sys.executable, "-m", "bench", "--out", "{out}")
 # Of a checker's own speed: a few files, the pools off, so that it knows where an array ends.
 CHECKER = ("compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20", "--tool")
 CHECKED = ("tests/test_functions.py", "tests/test_cross_entropy.py", "tests/test_stats.py")
@@ -64,8 +65,12 @@ PARTS = (
         (*PYTEST, "-m", "cuda", "tests/test_large_arrays.py"),
     ),
     Part(
-        *("bench", "how fast, beside whom", 10),
-        (sys.executable, "-m", "bench", "--minutes", "8", "--out", "{out}"),
+        *("kernels", "how fast gpuact is: every kernel in every dtype", 6),
+        (*BENCH, "--providers", "gpuact", "--minutes", "5"),
+    ),
+    Part(
+        *("bench", "how fast beside others, the headline first", 10),
+        (*BENCH, "--minutes", "8"),
     ),
     Part(
         *("memcheck", "no access out of bounds", 4),

@@ -34,6 +34,7 @@ TARGET = 90  # the compute capability that kernels are compiled for here
 # Bytes of shared memory that a block may have: on every GPU supported, and on those where Triton's
 # blocks form clusters.
 SHARED, IN_CLUSTERS = 99 << 10, 227 << 10
+FREE_SHARED = 48 << 10  # unasked
 
 
 def named(dtype: str) -> np.dtype[Any]:
@@ -192,6 +193,10 @@ def triton_launcher(executor: Executor, run: bool = True) -> Callable[..., None]
             ptx, how = _changed(executor, built.compiled.asm["ptx"])
             module = built.module if ptx is built.compiled.asm["ptx"] else PTXModule(ptx)
             passed = [args[k] for k in built.passed]
+            # Triton asks for more than 48 KB only where its own share is more
+            shared = built.compiled.metadata.shared
+            declared = module.program(built.compiled.metadata.name).shared_size
+            assert shared + declared <= FREE_SHARED or shared > FREE_SHARED, kernel.__name__
             _counted(executor, run_built(built, module, plan.grid, passed, **how))
 
     return launch
