@@ -102,6 +102,25 @@ def test_every_regime_is_reached(executor, regime, monkeypatch):
         assert kernels == [f"{formula}_{kernel}" for kernel in regime.split()]
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((5, 128, 63), "short_rows"),  # 126 bytes side by side
+        ((5, 128, 64), "beside"),
+        ((2, 129, 63), "beside"),  # no lanes of a warp hold such a row
+    ],
+    ids=str,
+)
+def test_short_rows_with_few_beside_them_share_a_block(executor, shape, kernel):
+    x = normal(shape, "bfloat16")
+    for formula in ("log_softmax", "softmax_backward"):
+        run_rows(executor, formula, row_operands(formula, x))
+    assert [launch.kernel for launch in executor.launches] == [
+        f"log_softmax_{kernel}",
+        f"softmax_backward_{kernel}",
+    ]
+
+
 def test_the_table_is_reached_whole():
     names = {kernel for regime in REACHED for kernel in regime.split()}
     assert {r.name for r in REGIMES} - {"spread"} <= names

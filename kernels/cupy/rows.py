@@ -23,8 +23,10 @@ SMS, LIVE = 132, 24 << 20
 # Where a row is spread over the chip, a block has 16 KB of it: more blocks than places for them.
 SPREAD_UNITS = 8
 STATIC = 48 << 10  # bytes of shared memory that a kernel may declare
-# From a sector on, rows side by side are read a warp at a time, not element by element.
-SIDE_BY_SIDE = 32  # bytes
+# From a sector on, rows side by side are read a warp at a time, not element by element: of those
+# that short_rows could take, from what a warp reads at once. With less, most of a tile is empty, and
+# several outer indices in a block cost a third of the instructions.
+SIDE_BY_SIDE, SHORT_ONES = 32, 128  # bytes
 # How threads have rows that lie side by side: so many threads next to each other, rows of each, and
 # chunks of each row; and how many of these slices are in registers, the others in shared memory.
 # The first for which a block has memory and a cluster room for the whole of a row: it has 128 bytes
@@ -178,7 +180,8 @@ class Rows:
         """Whether rows lie side by side, enough of them."""
         inner = self.views[0].shape[2]
         adjacent = all(element_strides(view)[2] == 1 for view in self.views)
-        return inner * self.itemsize >= SIDE_BY_SIDE and adjacent
+        least = SHORT_ONES if self.bytes <= LANES * PACK else SIDE_BY_SIDE
+        return inner * self.itemsize >= least and adjacent
 
     def words(self) -> bool:
         """Whether rows are pairs, whose elements, of a half type, are one word."""
