@@ -23,8 +23,8 @@ SMS, LIVE = 132, 24 << 20
 # Where a row is spread over the chip, a block has 16 KB of it: more blocks than places for them.
 SPREAD_UNITS = 8
 STATIC = 48 << 10  # bytes of shared memory that a kernel may declare
-# From a sector on, rows side by side are read a warp at a time, not element by element: of those
-# that short_rows could take, from what a warp reads at once. With less, most of a tile is empty, and
+# From a sector on, rows side by side are read a warp at a time, not element by element; those that
+# short_rows could take, from what a warp reads at once. With less, most of a tile is empty, and
 # several outer indices in a block cost a third of the instructions.
 SIDE_BY_SIDE, SHORT_ONES = 32, 128  # bytes
 # How threads have rows that lie side by side: so many threads next to each other, rows of each, and
