@@ -1,6 +1,7 @@
 """What holds of every input, on inputs that Hypothesis makes up: NumPy's arrays and CPU tensors.
 
-Each property is tried on a few inputs, the same ones every time; as `slow`, on many others.
+Each property is tried on a few inputs, the same ones every time; as `slow`, on many others; as
+`deep`, of Triton's kernels in its interpreter.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def for_all(*names: str, **drawn: st.SearchStrategy[Any]) -> Callable[[Test], Te
         many = settings(max_examples=200, print_blob=True, **common)
         MANY[test.__name__] = many(given(**drawn)(test)), on
         few = settings(max_examples=40, derandomize=True, **common)
-        return pytest.mark.parametrize("lib", libraries(*on), indirect=True)(
+        interpreted = (pytest.mark.interpreter, pytest.mark.deep)
+        more = [] if names else [pytest.param("torch-interpreter", marks=interpreted)]
+        return pytest.mark.parametrize("lib", [*libraries(*on), *more], indirect=True)(
             few(given(**drawn)(test))
         )
 
@@ -164,7 +167,8 @@ def operands(public: Public, x: Array) -> list[Array]:
         return [x]
     stored = x
     if public.arrays[1] == "y":
-        stored = getattr(gpuact, public.function.name)(x)
+        with gpuact.using("numpy"):
+            stored = getattr(gpuact, public.function.name)(x)
     return [gradient(x), stored]
 
 
