@@ -39,8 +39,9 @@ FORMULAS = (*ELEMENTWISE, *SUMS, *FUSED, *OBSERVED, *ROWS, *LOSSES)
 ROW_SHAPES = (
     *((2, 33, 1), (2, 1000, 1), (2, 1000, 3), (1, 6000, 1), (1, 70001, 1), (1, 131071, 1)),
     *((1, 300, 40), (1, 1000, 64), (1, 3000, 40), (1, 3000, 39)),  # side by side
+    *((2, 13, 40), (2, 21, 9)),  # short ones
 )
-SCORED_SHAPES = ((2, 1000, 1), (1, 70001, 1), (1, 300, 40))
+SCORED_SHAPES = ((2, 1000, 1), (1, 70001, 1), (1, 300, 40), (2, 21, 9))
 SUM_SHAPES = (((2, 3, 9000), (1, 3, 1)), ((70, 33), (1, 33)), ((20000,), (1,)))
 # Runs of a channel that are long and short, one element each, odd; and the shape of a channel's
 # parameter, with its neighbours and without

@@ -80,6 +80,7 @@ REACHED = {
     "cluster": (1, 17000, 1),
     "two_passes": (40, 17000, 1),
     "measured merged finished": (1, 17000, 1),
+    "columns": (5, 11, 9),
     "beside": (1, 300, 33),
     "beside_measured merged beside_finished": (1, 1100, 8),
 }
@@ -102,23 +103,94 @@ def test_every_regime_is_reached(executor, regime, monkeypatch):
         assert kernels == [f"{formula}_{kernel}" for kernel in regime.split()]
 
 
-@pytest.mark.parametrize(
-    ("shape", "kernel"),
-    [
-        ((5, 128, 63), "short_rows"),  # 126 bytes side by side
-        ((5, 128, 64), "beside"),
-        ((2, 129, 63), "beside"),  # no lanes of a warp hold such a row
-    ],
-    ids=str,
-)
-def test_short_rows_with_few_beside_them_share_a_block(executor, shape, kernel):
-    x = normal(shape, "bfloat16")
-    for formula in ("log_softmax", "softmax_backward"):
-        run_rows(executor, formula, row_operands(formula, x))
-    assert [launch.kernel for launch in executor.launches] == [
-        f"log_softmax_{kernel}",
-        f"softmax_backward_{kernel}",
-    ]
+# Short rows side by side: (outer, n, inner), dtype, elements by which the array is misaligned → the
+# packs and the rows of a thread where there are many rows; None: a block has them.
+COLUMNS = {
+    ((3, 8, 40), "bfloat16", 0): (1, 8),
+    ((3, 7, 12), "float16", 0): (1, 4),
+    ((3, 8, 40), "bfloat16", 2): (1, 2),
+    ((3, 8, 41), "float16", 0): (1, 1),
+    ((2, 15, 40), "bfloat16", 0): (2, 4),
+    ((2, 24, 40), "float16", 0): (3, 2),
+    ((2, 24, 40), "float16", 1): (3, 1),
+    ((1, 56, 40), "bfloat16", 0): (7, 1),
+    ((1, 57, 40), "bfloat16", 0): None,
+    ((3, 1, 40), "float32", 0): (1, 4),
+    ((3, 8, 12), "float32", 0): (2, 4),
+    ((3, 16, 12), "float32", 0): (4, 2),
+    ((2, 19, 30), "float32", 0): (5, 1),
+    ((3, 2, 12), "float64", 0): (1, 2),
+    ((2, 13, 12), "float64", 0): (7, 1),
+    ((2, 15, 12), "float64", 0): None,
+}
+
+
+@pytest.fixture
+def variants(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The regime and the variant of each kernel that is made from now on."""
+    seen, module = [], geometry.module
+
+    def spy(header: str, types: tuple, macros: tuple) -> object:
+        seen.append((dict(macros)["REGIME"], dict(macros)["VARIANT"]))
+        return module(header, types, macros)
+
+    monkeypatch.setattr(geometry, "module", spy)
+    return seen
+
+
+def moved_on(x: Array, by: int) -> Array:
+    """A copy that begins so many elements behind a multiple of 16 bytes."""
+    memory = np.empty(x.size + by + 16, x.dtype)
+    first = -memory.ctypes.data % 16 // x.itemsize + by
+    view = memory[first : first + x.size].reshape(x.shape)
+    view[...] = x
+    return view
+
+
+@pytest.mark.every
+@pytest.mark.parametrize("case", COLUMNS, ids=str)
+def test_a_thread_has_short_rows_side_by_side(executor, case, variants, monkeypatch):
+    """Right, and with the bits of rows behind each other, however many a thread has."""
+    (outer, n, inner), dtype, by = case
+    rows = awkward_rows(n, dtype)[:, :, 0]
+    x = np.resize(rows, (outer * inner, n)).reshape(outer, inner, n).swapaxes(1, 2)
+    x = moved_on(x, by)
+    behind = np.ascontiguousarray(x.swapaxes(1, 2)).reshape(outer * inner, n, 1)
+    want = run(executor, "softmax", [behind]).reshape(outer, inner, n).swapaxes(1, 2)
+    variants.clear()
+    for sms in (10**6, 0):  # rows are few, or many
+        monkeypatch.setattr(geometry, "SMS", sms)
+        monkeypatch.setattr(executor.backend, "_plans", {})
+        assert run(executor, "softmax", [x]).tobytes() == want.tobytes()
+        run_rows(executor, "log_softmax", [x], alias=0)
+    packs, sides = COLUMNS[case] or (0, 0)
+    wanted = {("columns", f"{packs}, {count}") for count in (1, sides)}
+    assert (set(variants) == wanted) == (packs > 0), variants
+    if not packs:
+        assert "columns" not in dict(variants)
+
+
+@pytest.mark.every
+@pytest.mark.parametrize("kind", CE_CASES)
+@pytest.mark.parametrize("shape", ((3, 7, 12), (2, 21, 9)), ids=str)
+def test_losses_of_short_rows_side_by_side(executor, shape, kind, variants, monkeypatch):
+    monkeypatch.setattr(geometry, "SMS", 0)
+    run_losses(executor, ce_inputs(shape, "bfloat16", CE_CASES[kind]))
+    assert "columns" in dict(variants)
+
+
+@pytest.mark.every
+@pytest.mark.parametrize(("n", "variant"), ((8, "1, 4"), (24, "3, 1"), (25, None)))
+@pytest.mark.parametrize("formula", ("softmax_backward", "log_softmax_backward"))
+def test_gradients_of_short_rows_side_by_side(executor, formula, n, variant, variants, monkeypatch):
+    """Where both arrays have room in a thread, and where not; one of them lying otherwise, too."""
+    monkeypatch.setattr(geometry, "SMS", 0)
+    operands = row_operands(formula, normal((3, n, 12), "float16"))
+    run_rows(executor, formula, operands)
+    assert dict(variants).get("columns") == variant
+    operands[0] = np.ascontiguousarray(operands[0].swapaxes(1, 2)).swapaxes(1, 2)
+    run_rows(executor, formula, operands)
+    assert variants[-1][0] != "columns"
 
 
 def test_the_table_is_reached_whole():
@@ -137,21 +209,14 @@ LAID_OUT = {
 
 
 @pytest.mark.parametrize("layout", geometry.LAYOUTS, ids=str)
-def test_every_layout_is_reached(executor, layout, monkeypatch):
+def test_every_layout_is_reached(executor, layout, variants, monkeypatch):
     formula, dtype, capability, shape = LAID_OUT[layout]
     monkeypatch.setattr(executor.backend, "capability", lambda: capability)
-    variants, module = [], geometry.module
-
-    def spy(header: str, types: tuple, macros: tuple) -> object:
-        variants.append(dict(macros)["VARIANT"])
-        return module(header, types, macros)
-
-    monkeypatch.setattr(geometry, "module", spy)
     x = normal(shape, dtype)
     run_rows(executor, formula, row_operands(formula, x))
     run_rows(executor, formula, row_operands(formula, x), alias=0)
     wanted = f"gpuact::Layout<8, {', '.join(map(str, layout))}, "
-    assert any(variant.startswith(wanted) for variant in variants), variants
+    assert any(variant.startswith(wanted) for _, variant in variants), variants
 
 
 # Of a GPU with little shared memory: arrays of its own beside what registers keep, or none.
@@ -602,6 +667,8 @@ TRAFFIC: dict[str, tuple[tuple[int, int, int], str, int, int]] = {
     "two passes, odd": ((40, 33001, 1), "bfloat16", 80, 2),
     "spread, odd": ((1, 262147, 1), "bfloat16", 80, 2),
     "beside": ((1, 1024, 256), "bfloat16", 90, 1),
+    "columns": ((2, 21, 1024), "bfloat16", 90, 1),
+    "columns, float32": ((2, 13, 1024), "float32", 90, 1),
     "beside, float32": ((1, 512, 128), "float32", 90, 1),
     "beside, cluster": ((1, 2048, 128), "bfloat16", 90, 1),
     "beside, cluster, float32": ((1, 2048, 64), "float32", 90, 1),

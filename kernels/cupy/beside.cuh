@@ -2,6 +2,7 @@
 // them, or 64 of a half type, so that it reads 128 bytes of memory or more at each step; and what one
 // lane of a chunk does elsewhere, a thread does for each of its rows.
 //
+//   columns           short rows, each in the registers of one thread: one read, one write
 //   beside            the rows stay in a block, or in a cluster: one read, one write
 //   beside_measured,  rows that do not fit; `merged` between them is that of regimes.cuh
 //   beside_finished
@@ -10,6 +11,130 @@
 // is added up as rows.cuh has it.
 
 namespace gpuact {
+
+// -- a thread for whole rows ----------------------------------------------------------------------
+
+// SIDES rows next to each other, one access for an element of each. What lanes have elsewhere, a pack
+// each, are PACKS of them here, no more than there are elements for.
+template <int PACKS, int SIDES>
+struct Columns {
+  long long row, outer, across;  // index of the first, and where it is
+  int n;
+
+  __device__ Columns(const Sizes& sizes, long long row)
+      : row(row), outer(row / sizes.inner), across(row % sizes.inner), n(int(sizes.n)) {}
+
+  __device__ Cells cells(int side, int p) const { return {row + side, 0, n, n, p}; }
+
+  template <typename T>
+  __device__ T* start(const View<T>& view) const {
+    return view.data + outer * view.outer_stride + across;
+  }
+  // Columns of the last pack; all others are whole.
+  __device__ int columns(int p) const { return p < PACKS - 1 ? WIDTH : n - p * WIDTH; }
+};
+
+template <Access, int ALL, int PACKS, int SIDES>
+__device__ void load(const View<const X>& view, const Columns<PACKS, SIDES>& place, long long, X fill,
+                     uint4 (&raw)[ALL]) {
+  using Across = typename Together<SIDES * sizeof(X)>::type;
+  const X* from = place.start(view);
+#pragma unroll
+  for (int p = 0; p < PACKS; ++p) {
+    Pack packs[SIDES];
+#pragma unroll
+    for (int k = 0; k < WIDTH; ++k, from += view.stride) {
+      X item[SIDES];
+#pragma unroll
+      for (int side = 0; side < SIDES; ++side) item[side] = fill;
+      if (k < place.columns(p)) {
+        const Across across = *(const Across*)from;
+        memcpy(item, &across, sizeof across);
+      }
+#pragma unroll
+      for (int side = 0; side < SIDES; ++side) packs[side].of[k] = item[side];
+    }
+#pragma unroll
+    for (int side = 0; side < SIDES; ++side) memcpy(&raw[side * PACKS + p], &packs[side], 16);
+  }
+}
+
+template <Access, int ALL, int PACKS, int SIDES>
+__device__ void store(const View<X>& view, const Columns<PACKS, SIDES>& place, long long,
+                      const uint4 (&raw)[ALL]) {
+  using Across = typename Together<SIDES * sizeof(X)>::type;
+  X* to = place.start(view);
+#pragma unroll
+  for (int p = 0; p < PACKS; ++p) {
+    Pack packs[SIDES];
+#pragma unroll
+    for (int side = 0; side < SIDES; ++side) packs[side] = unpack(raw[side * PACKS + p]);
+#pragma unroll
+    for (int k = 0; k < WIDTH; ++k, to += view.stride) {
+      X item[SIDES];
+#pragma unroll
+      for (int side = 0; side < SIDES; ++side) item[side] = packs[side].of[k];
+      Across across;
+      memcpy(&across, item, sizeof across);
+      if (k < place.columns(p)) __stcs((Across*)to, across);
+    }
+  }
+}
+
+// The parts of a row's lanes as one, as `combined` makes it.
+template <int PACKS, typename Part>
+__device__ Part combined(Part (&parts)[PACKS]) {
+  if constexpr (Part::HAS_MAX) {
+    C max = parts[0].max;
+#pragma unroll
+    for (int p = 1; p < PACKS; ++p) max = fmax(max, parts[p].max);
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p) parts[p].rebase(max);
+  }
+#pragma unroll
+  for (int step = LANES / 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int p = 0; p < min(step, PACKS); ++p) {
+      if (step < PACKS) parts[p].add(p + step < PACKS ? parts[p + step] : Part::none());
+    }
+  }
+  return parts[0];
+}
+
+template <typename Operation, int PACKS, int SIDES>
+__device__ void columns(const Operation& op, const Sizes& sizes, typename Operation::Part*) {
+  using Part = typename Operation::Part;
+  const long long first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * SIDES;
+  if (first >= sizes.rows) return;
+  const Columns<PACKS, SIDES> place(sizes, first);
+  Registers<Operation::ARRAYS, PACKS * SIDES> data;
+  op.template load<APART>(place, data);
+#pragma unroll
+  for (int side = 0; side < SIDES; ++side) {
+    const auto row = op.row(first + side, true);
+    Part whole = Part::none();
+    if constexpr (Operation::MEASURES) {
+      Part parts[PACKS];
+#pragma unroll
+      for (int p = 0; p < PACKS; ++p) {
+        parts[p] = op.template measure<1>(row, data.from(side * PACKS + p), place.cells(side, p));
+      }
+      const Part part = combined(parts);
+      whole.max = part.max;
+      whole.add(part);  // as `merge` does
+    }
+    op.conclude(row, whole);
+    if constexpr (Operation::FINISHES) {
+#pragma unroll
+      for (int p = 0; p < PACKS; ++p) {
+        op.template finish<1>(row, whole, data.from(side * PACKS + p), place.cells(side, p));
+      }
+    }
+  }
+  if constexpr (Operation::FINISHES) op.template store<APART>(place, data);
+}
+
+// -- a block for a tile of rows -------------------------------------------------------------------
 
 // How a block's threads have a tile of rows: ACROSS of them side by side, SIDES rows each; one after
 // another the 16 lanes of a chunk; and GROUPS chunks. What a thread has of a chunk and a row is a

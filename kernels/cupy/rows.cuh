@@ -222,6 +222,24 @@ struct ShortRows {
   __device__ const ShortRows& written() const { return *this; }
 };
 
+// What is moved at once, of so many bytes.
+template <int BYTES>
+struct Together {
+  using type = uint4;
+};
+template <>
+struct Together<8> {
+  using type = unsigned long long;
+};
+template <>
+struct Together<4> {
+  using type = unsigned;
+};
+template <>
+struct Together<2> {
+  using type = unsigned short;
+};
+
 struct Pack {
   X of[WIDTH];
 };

@@ -23,10 +23,12 @@ SMS, LIVE = 132, 24 << 20
 # Where a row is spread over the chip, a block has 16 KB of it: more blocks than places for them.
 SPREAD_UNITS = 8
 STATIC = 48 << 10  # bytes of shared memory that a kernel may declare
-# From a sector on, rows side by side are read a warp at a time, not element by element; those that
-# short_rows could take, from what a warp reads at once. With less, most of a tile is empty, and
-# several outer indices in a block cost a third of the instructions.
-SIDE_BY_SIDE, SHORT_ONES = 32, 128  # bytes
+# From a sector on, rows side by side are read a warp at a time, not element by element.
+SIDE_BY_SIDE = 32  # bytes
+# A thread has a row whole that lies side by side with others, of fewer packs than these, all arrays
+# together: on their way its elements, of half types too, take a register each. Of shorter ones it
+# has several, if there are many. Its blocks are small, for there may be few.
+THREADS_OWN, OWN_BLOCK = 8, 64
 # How threads have rows that lie side by side: so many threads next to each other, rows of each, and
 # chunks of each row; and how many of these slices are in registers, the others in shared memory.
 # The first for which a block has memory and a cluster room for the whole of a row: it has 128 bytes
@@ -180,8 +182,19 @@ class Rows:
         """Whether rows lie side by side, enough of them."""
         inner = self.views[0].shape[2]
         adjacent = all(element_strides(view)[2] == 1 for view in self.views)
-        least = SHORT_ONES if self.bytes <= LANES * PACK else SIDE_BY_SIDE
-        return inner * self.itemsize >= least and adjacent
+        return inner * self.itemsize >= SIDE_BY_SIDE and adjacent
+
+    def together(self, count: int) -> bool:
+        """Whether rows lie side by side, and one access takes an element of each of `count`."""
+        if self.views[0].shape[2] % count:
+            return False
+        for view in self.views:
+            outer_step, step, inner_step = element_strides(view)
+            if inner_step != 1 or step % count or (outer_step % count and view.shape[0] > 1):
+                return False
+            if self.address(view) % (count * self.itemsize):
+                return False
+        return True
 
     def words(self) -> bool:
         """Whether rows are pairs, whose elements, of a half type, are one word."""
@@ -215,6 +228,8 @@ class Plan(NamedTuple):
         operation, rows = self
         if name == "short_rows":
             return 168 + rows.device.more
+        if name == "columns":  # of three warps for each quarter of a multiprocessor, or two
+            return 168 if packs_of_all(operation, rows) <= THREADS_OWN // 2 else 255
         one_array = len(rows.views) == 1 + operation.finishes
         plain = operation.plain and one_array and rows.itemsize < 8 and rows.access() != "APART"
         if plain and name in ("whole_rows", "cluster", "beside"):
@@ -238,7 +253,8 @@ class Plan(NamedTuple):
         dtype = view.dtype.name
         types = {"X": dtype, "C": compute_name(dtype), **operation.types}
         kernel = f"{operation.kernel}_{name}"
-        bound = threads if name == "short_rows" else max(threads, WARP * UNITS // 2)
+        alone = name in ("short_rows", "columns")  # no thread waits for another block's
+        bound = threads if alone else max(threads, WARP * UNITS // 2)
         registers = self.registers(name, bound)
         macros = {
             **operation.macros,
@@ -258,9 +274,32 @@ class Plan(NamedTuple):
 
 
 def launches(operation: Operation, rows: Rows, empty: Empty) -> Iterator[Launch]:
+    several = rows.views[0].shape[2] > 1 and rows.together(1)
+    if several and packs_of_all(operation, rows) < THREADS_OWN:
+        return _columns(operation, rows)
     if rows.beside():
         return _beside(operation, rows, empty)
     return _behind(operation, rows, empty)
+
+
+def packs_of_all(operation: Operation, rows: Rows) -> int:
+    """Of a row, in all arrays that are read."""
+    return -(-rows.bytes // PACK) * (len(rows.views) - operation.finishes)
+
+
+def _columns(operation: Operation, rows: Rows) -> Iterator[Launch]:
+    """Short rows side by side, each with a thread."""
+    packs = -(-rows.bytes // PACK)
+    sides = next(
+        count
+        for count in (8, 4, 2, 1)
+        if count * rows.itemsize <= PACK
+        and count * packs_of_all(operation, rows) <= THREADS_OWN
+        and rows.together(count)
+        and (count == 1 or rows.count >= count * OWN_BLOCK * SMS)
+    )
+    blocks = -(-rows.count // (sides * OWN_BLOCK))
+    yield Plan(operation, rows).launch("columns", (packs, sides), blocks, OWN_BLOCK, 0)
 
 
 def _behind(operation: Operation, rows: Rows, empty: Empty) -> Iterator[Launch]:

@@ -23,24 +23,6 @@ struct Mask {
   }
 };
 
-// Of so many bytes.
-template <int BYTES>
-struct Together {
-  using type = uint4;
-};
-template <>
-struct Together<8> {
-  using type = unsigned long long;
-};
-template <>
-struct Together<4> {
-  using type = unsigned;
-};
-template <>
-struct Together<2> {
-  using type = unsigned short;
-};
-
 template <bool LOG, int MASK>
 struct Forward {
   static constexpr bool MEASURES = true, FINISHES = true;
