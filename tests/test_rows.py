@@ -170,6 +170,20 @@ def test_a_thread_has_short_rows_side_by_side(executor, case, variants, monkeypa
         assert "columns" not in dict(variants)
 
 
+@pytest.mark.parametrize("steps", ((336, 48), (287, 41), (281, 40), (288, 41)), ids=str)
+@pytest.mark.parametrize("inner", (40, 39, 33))
+def test_short_rows_side_by_side_in_wider_memory(executor, inner, steps, monkeypatch):
+    """A thread has as many as their distance in memory allows: no access is misaligned."""
+    monkeypatch.setattr(geometry, "SMS", 0)
+    x = normal((3, 7, inner), "float16")
+    memory = np.zeros(2000, np.float16)
+    view = np.lib.stride_tricks.as_strided(memory, x.shape, (*(2 * s for s in steps), 2))
+    view[...] = x
+    want = run(executor, "softmax", [x])
+    assert run(executor, "softmax", [view]).tobytes() == want.tobytes()
+    run_rows(executor, "softmax", [view], alias=0)
+
+
 @pytest.mark.every
 @pytest.mark.parametrize("kind", CE_CASES)
 @pytest.mark.parametrize("shape", ((3, 7, 12), (2, 21, 9)), ids=str)
