@@ -31,6 +31,9 @@ from .formulas import INTERPRETED, exp, rounded
 
 SIDE = 128  # bytes beside each other, where the axis is not the last
 TOGETHER = 4096  # bytes of short rows that one program takes, at least: two packs for a thread
+# Elements that a program takes of short rows beside each other, half as many where there is more
+# than one array: 32 for a thread, or 16. What it finds out of its rows costs as much for one.
+BESIDE_TILE, BESIDE_WARPS = 4096, 4
 WARPS = {2048: 4, 8192: 8, 32768: 16}  # of 32-bit words in a tile: most have 16 to 64 for a thread
 CHUNK = 32768  # bytes of all arrays read: on their way at once, they keep one SM's share busy
 
@@ -128,9 +131,14 @@ def geometry(
         if mixed and side * block * words > MIXED:
             continue
         if (block if short and side == 1 else side * block * words) <= regime.words:
+            part = block // regime.blocks
+            room = BESIDE_TILE // (block * min(held, 2) * (2 if wide else 1))
+            if side <= room and inner > 1 and not mixed:
+                rows = _power_of_2(room + 1) // 2
+                across = min(rows, _power_of_2(inner))
+                return Geometry(regime.name, rows, across, part, 1, BESIDE_WARPS, 1, 1)
             rows = max(side, TOGETHER // itemsize // block) if short else side
             across = min(rows, _power_of_2(inner)) if inner > 1 else rows
-            part = block // regime.blocks
             warps = _warps(rows * part * words)
             if regime.blocks > 1 and side > 1 and held < 4:
                 # What a thread knows of its rows is there once for twice the values, then.
