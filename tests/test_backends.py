@@ -884,14 +884,14 @@ def test_offsets_of_64_bits_in_cuda(executor, monkeypatch):
 def test_grids_of_three_dimensions(executor, launched, monkeypatch):
     """As where the second count exceeds CUDA's 65535; the last program has nothing to do.
 
-    Of rows of another axis 4, and 16 shorter ones, share a program along outer.
+    So many rows lie beside each other that none of another outer index shares their program.
     """
     monkeypatch.setattr(executor.backend._kernels().rows, "GRID_Y", 2)
     rng = np.random.default_rng(15)
-    x = spread(rng, 18 * 33 * 3, "float32").reshape(18, 33, 3)
+    x = spread(rng, 5 * 33 * 65, "float32").reshape(5, 33, 65)
     for formula in ROW_FORMULAS:
         run_rows(executor, formula, row_operands(formula, x))
-    losses = Losses(executor, ce_inputs((70, 10, 3), "float32", CE_CASES["smoothing and weight"]))
+    losses = Losses(executor, ce_inputs((5, 10, 129), "float32", CE_CASES["smoothing and weight"]))
     losses.forward()
     losses.backward()
     losses.with_grad()

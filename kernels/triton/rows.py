@@ -30,6 +30,7 @@ import triton.language as tl
 from .formulas import INTERPRETED, exp, rounded
 
 SIDE = 128  # bytes beside each other, where the axis is not the last
+LEAST_SIDE = 32  # where else blocks would share rows whose arithmetic takes longer than their bytes
 TOGETHER = 4096  # bytes of short rows that one program takes, at least: two packs for a thread
 # Elements that a program takes of short rows beside each other, half as many where there is more
 # than one array: 32 for a thread, or 16. What it finds out of its rows costs as much for one.
@@ -49,9 +50,10 @@ class Regime:
 
 # The first that holds the row. Beyond the table, and where there are no clusters, chunks: "passes",
 # one program for a row, or "spread", as many as it has chunks.
+ROW = 32768
 REGIMES = (
     Regime("rows", 1024, 1),  # a row is less than one pack for each thread of 4 warps
-    Regime("row", 32768, 1),  # 64 registers for each thread of 16 warps, half of all there are
+    Regime("row", ROW, 1),  # 64 registers for each thread of 16 warps, half of all there are
     Regime("cluster", 65536, 2),  # as many, of each block
     Regime("cluster", 131072, 4),
     Regime("cluster", 262144, 8),  # 16 blocks are beyond what every GPU with clusters takes
@@ -124,6 +126,9 @@ def geometry(
     if side > 1 and not (packed and itemsize == 4):
         words *= 2  # strided addresses take as many registers, those of four float32 fewer
     block = _power_of_2(n)
+    fits = ROW // (block * words)
+    if held >= 4 and LEAST_SIDE // itemsize <= fits < side:
+        side = fits
     for regime in REGIMES:
         short = regime.name == "rows"
         if regime.blocks > 1 and (wide or once or mixed or not clusters):
@@ -140,6 +145,8 @@ def geometry(
             rows = max(side, TOGETHER // itemsize // block) if short else side
             across = min(rows, _power_of_2(inner)) if inner > 1 else rows
             warps = _warps(rows * part * words)
+            if inner > 1 and regime.blocks == 1 and not mixed:  # 128 registers, where 255 are
+                warps = 4 if rows * part * words <= 16384 else 8
             if regime.blocks > 1 and side > 1 and held < 4:
                 # What a thread knows of its rows is there once for twice the values, then.
                 # With masks, smoothing or probabilities it is those that take the registers.
