@@ -8,6 +8,7 @@ checks of every address and of races between warps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -878,6 +879,22 @@ def test_offsets_of_64_bits_in_cuda(executor, monkeypatch):
             run_elementwise(executor, "linear", [x], params, np.empty_like(x))
     elementwise.plan.cache_clear()
     assert widths == [32] * 3 + [64] * 3
+
+
+def assert_few_instructions(
+    executor: Executor, formula: str, shape: Any, dtype: str, limit: float, record: Any
+) -> None:
+    """Instructions of an element, executed by all threads of a call; `executor` counts."""
+    x = spread(np.random.default_rng(3), prod(shape), dtype).reshape(shape)
+    if formula == "cross_entropy_with_grad":
+        Losses(executor, ce_inputs(shape, dtype, {})).with_grad()
+    else:
+        run_rows(executor, formula, row_operands(formula, x))
+    found = sum(sum(s.instructions.values()) for s in executor.stats) / x.size
+    row = (executor.name, formula, str(shape), dtype, f"{found:.1f}", str(limit))
+    columns = ("executor", "formula", "shape", "dtype", "instructions an element", "at most")
+    record("table", ("classes along axis 1", columns, row))
+    assert 0.6 * limit < found <= limit
 
 
 @triton_only

@@ -24,6 +24,7 @@ from tests.test_backends import (
     CE_CASES,
     ROW_FORMULAS,
     Losses,
+    assert_few_instructions,
     awkward_rows,
     ce_inputs,
     row_operands,
@@ -126,6 +127,24 @@ def test_short_rows_of_another_axis_share_a_program():
         assert g.rows // g.across * inner * n * itemsize > rows.TOGETHER // 4
         grid = rows.grid(-(-inner // g.across), -(-outer // (g.rows // g.across)))
         assert prod(grid) < 2**31 / 8 and grid[1] * grid[2] * (g.rows // g.across) >= outer
+
+
+# Instructions of an element, executed, at most: as tests/test_rows.py has them for CUDA.
+CLASSES = {
+    ("softmax", (1, 21, 2048), "bfloat16"): 38,
+    ("softmax", (1, 21, 2048), "float32"): 36,
+    ("softmax", (1, 2, 4096), "float32"): 20,
+    ("softmax_backward", (1, 21, 2048), "bfloat16"): 31,
+    ("cross_entropy_with_grad", (1, 21, 2048), "bfloat16"): 110,
+    ("cross_entropy_with_grad", (1, 21, 2048), "float32"): 80,
+    ("cross_entropy_with_grad", (1, 100, 256), "bfloat16"): 65,
+}
+
+
+@pytest.mark.parametrize("case", CLASSES, ids=str)
+def test_instructions_of_classes_along_axis_1(executor, case, record_property):
+    executor.options.update(stats=True, racecheck=False)
+    assert_few_instructions(executor, *case, CLASSES[case], record_property)
 
 
 def test_every_regime_has_a_case():

@@ -36,6 +36,7 @@ TOGETHER = 4096  # bytes of short rows that one program takes, at least: two pac
 # than one array: 32 for a thread, or 16. What it finds out of its rows costs as much for one.
 BESIDE_TILE, BESIDE_WARPS = 4096, 4
 WARPS = {2048: 4, 8192: 8, 32768: 16}  # of 32-bit words in a tile: most have 16 to 64 for a thread
+FEW_WARPS = {16384: 4, 32768: 8}  # where rows lie beside each other, for the same reason: up to 128
 CHUNK = 32768  # bytes of all arrays read: on their way at once, they keep one SM's share busy
 
 
@@ -99,8 +100,8 @@ class Geometry:
         return self.regime in ("rows", "row", "cluster")
 
 
-def _warps(words: int) -> int:
-    return next(w for most, w in WARPS.items() if words <= most)
+def _warps(words: int, table: dict[int, int]) -> int:
+    return next(w for most, w in table.items() if words <= most)
 
 
 @lru_cache(maxsize=4096)
@@ -129,6 +130,10 @@ def geometry(
     fits = ROW // (block * words)
     if held >= 4 and LEAST_SIDE // itemsize <= fits < side:
         side = fits
+    room = BESIDE_TILE // (block * min(held, 2) * (2 if wide else 1))
+    if inner > 1 and side <= room and not mixed:
+        rows = _power_of_2(room + 1) // 2
+        return Geometry("rows", rows, min(rows, _power_of_2(inner)), block, 1, BESIDE_WARPS, 1, 1)
     for regime in REGIMES:
         short = regime.name == "rows"
         if regime.blocks > 1 and (wide or once or mixed or not clusters):
@@ -137,16 +142,10 @@ def geometry(
             continue
         if (block if short and side == 1 else side * block * words) <= regime.words:
             part = block // regime.blocks
-            room = BESIDE_TILE // (block * min(held, 2) * (2 if wide else 1))
-            if side <= room and inner > 1 and not mixed:
-                rows = _power_of_2(room + 1) // 2
-                across = min(rows, _power_of_2(inner))
-                return Geometry(regime.name, rows, across, part, 1, BESIDE_WARPS, 1, 1)
             rows = max(side, TOGETHER // itemsize // block) if short else side
             across = min(rows, _power_of_2(inner)) if inner > 1 else rows
-            warps = _warps(rows * part * words)
-            if inner > 1 and regime.blocks == 1 and not mixed:  # 128 registers, where 255 are
-                warps = 4 if rows * part * words <= 16384 else 8
+            few = inner > 1 and regime.blocks == 1 and not mixed
+            warps = _warps(rows * part * words, FEW_WARPS if few else WARPS)
             if regime.blocks > 1 and side > 1 and held < 4:
                 # What a thread knows of its rows is there once for twice the values, then.
                 # With masks, smoothing or probabilities it is those that take the registers.
@@ -156,7 +155,7 @@ def geometry(
     if side > 1 and not packed and itemsize < 4:
         chunk //= 2  # of twice as many elements
     chunks = -(-n // chunk)
-    warps = _warps(side * chunk * min(words, 2))
+    warps = _warps(side * chunk * min(words, 2), WARPS)
     merge = max(1, 32 * warps // side)  # a thread has one: what it reads, no other has to read
     return Geometry("passes", side, side, chunk, 1, warps, chunks, merge)
 
