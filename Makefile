@@ -76,7 +76,7 @@ test-gpu: say-test $(TEST)  ## the tests that need a GPU; without one they fail
 	GPUACT_REQUIRE_GPU=1 $(PYTEST) -m gpu $(ARGS)
 
 hardware: say-test $(TEST) $(BENCH)  ## all that only a GPU can prove, and a record of it
-	$(PY) -m tests.hardware $(ARGS)
+	$(PY) -m tests.hardware --record tests/records/hardware.json $(ARGS)
 
 lint: say-test $(TEST)  ## ruff and mypy
 	$(LINT)

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import result, suites
+
 ROOT = Path(__file__).parents[1]
 OUT = Path("build") / "hardware"
 GRACE = 30.0  # seconds to end in, once interrupted
@@ -192,8 +194,6 @@ def prove(
 
 def record(ended: Sequence[Ended]) -> dict[str, Any]:
     """What a run was and what came of it, as JSON."""
-    from bench import result
-
     commit, changed = result.revision()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -229,6 +229,9 @@ def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) 
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.parts if name not in names]:
         parser.error(f"{unknown[0]} came, there are {', '.join(names)}")
+    if not suites.gpu_answers():
+        print(f"no GPU answers: {suites.without_gpu()}")
+        return 1
     by = {part.name: part for part in parts}
     chosen = [by[name] for name in given.parts or names]
 

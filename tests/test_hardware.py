@@ -13,6 +13,8 @@ from textwrap import dedent
 
 import pytest
 
+pytest.importorskip("rich")
+from bench import suites
 from tests import hardware, harness
 from tests.hardware import Part
 
@@ -129,7 +131,7 @@ def test_what_a_part_has_left_behind_ends_with_it(tmp_path: Path) -> None:
 def test_one_part_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("rich")
+    monkeypatch.setattr(suites, "gpu_answers", lambda: True)
     said = "import os; print(os.environ['GPUACT_REQUIRE_GPU'], os.environ.get('MORE'))"
     parts = (
         Part("fails", "", 1, (sys.executable, "-c", "raise SystemExit('a reason')")),
@@ -156,6 +158,16 @@ def test_one_part_holds_up_no_other(
     with pytest.raises(SystemExit):
         hardware.main(["what"], parts)
     assert "what came, there are fails, lacks, says, late" in capsys.readouterr().err
+
+
+def test_without_a_gpu_that_is_all_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suites, "gpu_answers", lambda: False)
+    monkeypatch.setattr(suites, "without_gpu", lambda: "cupy: no driver; triton: no driver")
+    assert hardware.main(["--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().out == "no GPU answers: cupy: no driver; triton: no driver\n"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("each", hardware.PARTS, ids=lambda each: each.name)
