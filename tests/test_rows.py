@@ -185,7 +185,6 @@ def test_short_rows_side_by_side_in_wider_memory(executor, inner, steps, monkeyp
     run_rows(executor, "softmax", [view], alias=0)
 
 
-@pytest.mark.every
 @pytest.mark.parametrize("kind", CE_CASES)
 @pytest.mark.parametrize("shape", ((3, 7, 12), (2, 21, 9)), ids=str)
 def test_losses_of_short_rows_side_by_side(executor, shape, kind, variants, monkeypatch):
@@ -194,7 +193,6 @@ def test_losses_of_short_rows_side_by_side(executor, shape, kind, variants, monk
     assert "columns" in dict(variants)
 
 
-@pytest.mark.every
 @pytest.mark.parametrize(("n", "variant"), ((8, "1, 4"), (24, "3, 1"), (25, None)))
 @pytest.mark.parametrize("formula", ("softmax_backward", "log_softmax_backward"))
 def test_gradients_of_short_rows_side_by_side(executor, formula, n, variant, variants, monkeypatch):
