@@ -135,6 +135,7 @@ def run(part: Part, out: Path, seconds: float) -> Ended:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # with all that it starts, it can be ended
+            preexec_fn=_can_be_interrupted,
         )
         try:
             process.wait(seconds)
@@ -147,6 +148,11 @@ def run(part: Part, out: Path, seconds: float) -> Ended:
     how = "out of time" if late else "failed" if process.returncode else "passed"
     spent = round(time.monotonic() - begin, 1)
     return Ended(part.name, how, process.returncode, spent, counts, failures)
+
+
+def _can_be_interrupted() -> None:
+    """A shell has what it runs in the background ignore Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
