@@ -112,7 +112,7 @@ class Library:
     name: ClassVar[str] = "numpy"
     tracks: ClassVar[bool] = False  # whether it has an autograd
     xp: Any = np
-    captured: list[Any] = []  # noqa: RUF012 - nobody but CuPy's has a CUDA graph in it
+    captured: ClassVar[list[Any]] = []  # what is kept for CUDA graphs; of NumPy, nothing
 
     def home(self, x: Any) -> str:
         """Where the array lives, in the words that error messages use."""
@@ -275,6 +275,7 @@ FACTS[np.ndarray] = _array_facts
 
 class CuPy(Library):
     name = "cupy"
+    captured: ClassVar[list[Any]] = []
 
     def __init__(self) -> None:
         import cupy
@@ -283,7 +284,6 @@ class CuPy(Library):
         self.alike = lambda x: self._made(x, cupy.empty_like, x)
         self.here = lambda place: bool(cupy.cuda.runtime.getDevice() == place)
         FACTS[cupy.ndarray] = lambda x: (*cast(Any, _array_facts(x)), x.device.id)
-        self.captured = []
 
     def home(self, x: Any) -> str:
         return "CuPy"

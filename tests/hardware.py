@@ -1,6 +1,6 @@
 """All that only a GPU can prove, each part in a process of its own and within its time.
 
-    python -m tests.hardware                              # half an hour
+    python -m tests.hardware                              # an hour at most
     python -m tests.hardware tests bench --minutes 12     # some parts; in all at most so long
     python -m tests.hardware --record tests/records/hardware.json
 
@@ -32,9 +32,9 @@ OUT = Path("build") / "hardware"
 GRACE = 30.0  # seconds to end in, once interrupted
 SHOWN = 20  # lines of a log whose part failed
 
+PYTEST = (sys.executable, "-m", "pytest", "-q")
 # A test that hangs is shown and ends its process; xdist begins another, and reports the test.
 HANGS = ("-o", "faulthandler_timeout=120", "-o", "faulthandler_exit_on_timeout=true")
-PYTEST = (sys.executable, "-m", "pytest", "-q", *HANGS)
 # Beside each other: most of a test's time is its compiler's.
 SERIAL = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # in each of them
 BESIDE = ("--numprocesses", "auto", "--maxprocesses", "16", "--dist", "worksteal")
@@ -59,12 +59,12 @@ class Part:
 PARTS = (
     Part(
         *("tests", "every function, dtype and library; graphs, streams, threads", 6),
-        (*PYTEST, *BESIDE, "-m", "gpu"),
+        (*PYTEST, *HANGS, *BESIDE, "-m", "gpu"),
         SERIAL,
     ),
     Part(
         *("large", "more than 2^31 elements", 2),
-        (*PYTEST, "-m", "cuda", "tests/test_large_arrays.py"),
+        (*PYTEST, *HANGS, "-m", "cuda", "tests/test_large_arrays.py"),
     ),
     Part(
         *("kernels", "how fast gpuact is: every kernel in every dtype", 6),

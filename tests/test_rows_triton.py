@@ -129,6 +129,17 @@ def test_short_rows_of_another_axis_share_a_program():
         assert prod(grid) < 2**31 / 8 and grid[1] * grid[2] * (g.rows // g.across) >= outer
 
 
+@pytest.mark.parametrize(
+    ("n", "held", "wanted"),
+    [(100, 8, ("rows", 16, 1)), (200, 8, ("cluster", 64, 8)), (1000, 1, ("cluster", 64, 4))],
+)
+def test_rows_beside_each_other_become_fewer_before_blocks_share_them(n, held, wanted):
+    """Where arithmetic is the bound, and as long as a sector is full."""
+    rows = pytest.importorskip("gpuact.kernels.triton.rows")
+    g = rows.geometry(n, 1024, 2, held, False, True)
+    assert (g.regime, g.across, g.parts) == wanted
+
+
 # Instructions of an element, executed, at most: as tests/test_rows.py has them for CUDA.
 CLASSES = {
     ("softmax", (1, 21, 2048), "bfloat16"): 38,

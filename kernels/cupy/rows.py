@@ -180,11 +180,9 @@ class Rows:
 
     def beside(self) -> bool:
         """Whether rows lie side by side, enough of them."""
-        inner = self.views[0].shape[2]
-        adjacent = all(element_strides(view)[2] == 1 for view in self.views)
-        return inner * self.itemsize >= SIDE_BY_SIDE and adjacent
+        return self.views[0].shape[2] * self.itemsize >= SIDE_BY_SIDE and self.abreast(1)
 
-    def together(self, count: int) -> bool:
+    def abreast(self, count: int) -> bool:
         """Whether rows lie side by side, and one access takes an element of each of `count`."""
         if self.views[0].shape[2] % count:
             return False
@@ -195,17 +193,6 @@ class Rows:
             if self.address(view) % (count * self.itemsize):
                 return False
         return True
-
-    def words(self) -> bool:
-        """Whether rows are pairs, whose elements, of a half type, are one word."""
-        return (
-            self.itemsize == 2
-            and self.views[0].shape[2] % 2 == 0
-            and all(
-                self.address(view) % 4 == 0 and all(s % 2 == 0 for s in element_strides(view)[:2])
-                for view in self.views
-            )
-        )
 
 
 @cache
@@ -253,8 +240,8 @@ class Plan(NamedTuple):
         dtype = view.dtype.name
         types = {"X": dtype, "C": compute_name(dtype), **operation.types}
         kernel = f"{operation.kernel}_{name}"
-        alone = name in ("short_rows", "columns")  # no thread waits for another block's
-        bound = threads if alone else max(threads, WARP * UNITS // 2)
+        one_size = name in ("short_rows", "columns")  # of block; others share what is compiled
+        bound = threads if one_size else max(threads, WARP * UNITS // 2)
         registers = self.registers(name, bound)
         macros = {
             **operation.macros,
@@ -274,7 +261,7 @@ class Plan(NamedTuple):
 
 
 def launches(operation: Operation, rows: Rows, empty: Empty) -> Iterator[Launch]:
-    several = rows.views[0].shape[2] > 1 and rows.together(1)
+    several = rows.views[0].shape[2] > 1 and rows.abreast(1)
     if several and packs_of_all(operation, rows) < THREADS_OWN:
         return _columns(operation, rows)
     if rows.beside():
@@ -295,7 +282,7 @@ def _columns(operation: Operation, rows: Rows) -> Iterator[Launch]:
         for count in (8, 4, 2, 1)
         if count * rows.itemsize <= PACK
         and count * packs_of_all(operation, rows) <= THREADS_OWN
-        and rows.together(count)
+        and rows.abreast(count)
         and (count == 1 or rows.count >= count * OWN_BLOCK * SMS)
     )
     blocks = -(-rows.count // (sides * OWN_BLOCK))
@@ -382,7 +369,7 @@ def _beside(operation: Operation, rows: Rows, empty: Empty) -> Iterator[Launch]:
     across, sides, groups, kept, shared = (whole or fitting)[0]
     tiles = outer * -(-inner // (across * sides))
     blocks = -(-tiles // (LANES // lanes))
-    words = str(sides == 2 and rows.words()).lower()
+    words = str(sides == 2 and rows.itemsize == 2 and rows.abreast(2)).lower()
 
     def start(name: str, count: int, cluster: int = 1, parts: Any = None) -> Launch:
         layout = f"gpuact::Layout<{packs}, {across}, {sides}, {groups}, {kept}, {words}, {cluster}>"

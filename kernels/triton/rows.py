@@ -49,9 +49,10 @@ class Regime:
     blocks: int  # that share the row
 
 
+ROW = 32768  # words of a row, or of those beside each other, that a block has: see the table
+
 # The first that holds the row. Beyond the table, and where there are no clusters, chunks: "passes",
 # one program for a row, or "spread", as many as it has chunks.
-ROW = 32768
 REGIMES = (
     Regime("rows", 1024, 1),  # a row is less than one pack for each thread of 4 warps
     Regime("row", ROW, 1),  # 64 registers for each thread of 16 warps, half of all there are
